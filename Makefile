@@ -1,0 +1,32 @@
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test test-all check proto clean
+
+demo: $(VENV)/ready
+	$(BIN)/bitseam demo
+
+test: $(VENV)/ready
+	$(BIN)/python -m pytest
+
+test-all: $(VENV)/ready
+	$(BIN)/python -m pytest -m ''
+
+check: $(VENV)/ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# The generated module is committed, so that users need no compiler; a test compares it with the .proto.
+proto: $(VENV)/ready
+	$(BIN)/python -m grpc_tools.protoc -Isrc --python_out=src --pyi_out=src src/bitseam/wire/messages.proto
+
+$(VENV)/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist src/*.egg-info

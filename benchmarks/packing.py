@@ -1,0 +1,92 @@
+"""Fixed-rate encode and decode of the paper's image features, as multiples of one copy of the tensor.
+
+    python benchmarks/packing.py [--json FILE]
+
+One thread, (32, 729, 1280) float32, 4 and 3 levels. The copy is timed beside the codecs in the same rounds, so that a
+machine that slows down slows all of them; figures are medians, and the first round is dropped.
+"""
+
+import argparse
+import json
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from bitseam.codecs import Uniform
+
+SHAPE = (32, 729, 1280)
+CODECS = {4: Uniform(4, 1.49), 3: Uniform(3, 1.22)}
+ROUNDS = 7
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
+    target = parser.parse_args().json
+    torch.set_num_threads(1)
+    about = circumstances()
+    for name, value in about.items():
+        print(f"{name:10} {value}")
+    figures = measure()
+    print(f"\n{'':18}{'ms':>9}{'copies':>9}{'bits/element':>15}")
+    for name, figure in figures.items():
+        bits = f"{figure['bits']:15.3f}" if "bits" in figure else ""
+        print(f"{name:18}{figure['ms']:9.1f}{figure['copies']:9.2f}{bits}")
+    if target:
+        target.write_text(json.dumps({"about": about, "figures": figures}, indent=1) + "\n")
+
+
+def measure() -> dict[str, dict[str, float]]:
+    x = torch.randn(SHAPE, generator=torch.Generator().manual_seed(0))
+    room = torch.zeros(SHAPE)  # touched already: the copy pays for no fresh pages
+    payloads = {levels: codec.encode(x) for levels, codec in CODECS.items()}
+    work: dict[str, Callable[[], object]] = {"copy": partial(room.copy_, x)}
+    bits = {}
+    for levels, codec in CODECS.items():
+        work[f"encode, {levels} levels"] = partial(codec.encode, x)
+        work[f"decode, {levels} levels"] = partial(codec.decode, payloads[levels], SHAPE)
+        bits[f"encode, {levels} levels"] = 8 * len(payloads[levels]) / x.numel()
+    rounds = [{name: seconds(run) for name, run in work.items()} for _ in range(ROUNDS + 1)][1:]
+    medians = {name: statistics.median(each[name] for each in rounds) for name in work}
+    figures = {name: {"ms": 1e3 * time, "copies": time / medians["copy"]} for name, time in medians.items()}
+    for name, rate in bits.items():
+        figures[name]["bits"] = rate
+    return figures
+
+
+def seconds(run: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+def circumstances() -> dict[str, Any]:
+    commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
+    return {
+        "machine": f"{processor()}, {platform.system()} {platform.machine()}",
+        "versions": f"Python {platform.python_version()}, torch {torch.__version__}, numpy {np.__version__}",
+        "threads": torch.get_num_threads(),
+        "commit": commit.stdout.strip() or "none",
+        "command": " ".join(["python", *sys.argv]),
+    }
+
+
+def processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if not cpuinfo.exists():
+        return platform.processor()
+    names = [line.split(":")[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
+    return names[0] if names else platform.processor()
+
+
+if __name__ == "__main__":
+    main()

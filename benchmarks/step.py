@@ -1,0 +1,153 @@
+"""One training step split over loopback with mutual TLS, against the same step unsplit in one process.
+
+    python benchmarks/step.py [--recipe recipes/demo.toml] [--rounds 5] [--steps 12] [--json FILE]
+
+Rounds of split and unsplit steps take turns in one run; the first round of each warms up and is dropped. Both use the
+recipe's batch, features from memory, and the same number of threads; the unsplit step has no codec and no wire.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from bitseam import config
+from bitseam.cli.client import open_party
+from bitseam.cli.demo import _about, _free_port
+from bitseam.cli.main import locate
+from bitseam.parties.checkpoint import build_client, build_server
+from bitseam.parties.optimise import Stepper
+from bitseam.parties.text import Prompter
+from bitseam.transport import make_certificates
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--recipe", type=Path, default=Path("recipes/demo.toml"))
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=12)
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+
+    with tempfile.TemporaryDirectory() as folder:
+        certificates = Path(folder) / "certs"
+        make_certificates(certificates)
+        overrides = {
+            "out": folder,
+            "threads": os.cpu_count(),
+            "network.address": f"localhost:{_free_port()}",
+            "network.certificates": str(certificates),
+            "train.steps": options.rounds * options.steps,
+            "train.checkpoint_every": 10**9,
+        }
+        recipe = config.load_recipe(options.recipe, overrides)
+        torch.set_num_threads(recipe.threads)
+        sets = [word for key, value in overrides.items() for word in ("--set", f"{key}={value}")]
+        command = [sys.executable, "-m", "bitseam.cli.main", "serve", str(options.recipe), *sets]
+        with (Path(folder) / "server.log").open("w") as log:
+            server = subprocess.Popen(command, stdout=log, stderr=log)
+            try:
+                figures = measure(recipe, options.rounds, options.steps)
+            finally:
+                server.send_signal(signal.SIGTERM)
+                server.wait()
+        lines = (Path(folder) / "server" / "log.jsonl").read_text().splitlines()
+        rows = [json.loads(line)["seconds"] for line in lines][options.steps :]
+    figures["parts"] |= {f"server: {name}": _median([row[name] for row in rows]) for name in rows[0]}
+    # The server steps after it has answered, beside the client's backward; what of it the client waits for is in "wire".
+    busy = sum(figures["parts"][f"server: {name}"] for name in ("decode", "server forward and backward", "encode"))
+    figures["parts"]["wire, and waiting for the server's last step"] = figures["parts"].pop("client: wait") - busy
+    figures["ratio"] = figures["split_s"] / figures["unsplit_s"]
+    about = _about(recipe)
+    figures |= {name: about[name] for name in ("versions", "machine", "commit")}
+    figures |= {"threads": recipe.threads, "batch": recipe.train.batch, "command": " ".join(sys.argv)}
+    show(figures)
+    if options.json:
+        options.json.write_text(json.dumps(figures, indent=1) + "\n")
+
+
+def measure(recipe: config.Recipe, rounds: int, steps: int) -> dict:
+    """Medians in seconds of split and unsplit steps that take turns."""
+    prompter = Prompter(recipe.text, locate)
+    questions = [f"What is in the {place}?" for place in ("picture", "top left", "bottom right", "top right")]
+    questions = [questions[i % 4] for i in range(recipe.train.batch)]
+    text = prompter.batch(questions, ["automobile"] * recipe.train.batch)
+    plain = replace(recipe, seam=replace(recipe.seam, image_up=config.Up(quantizer="fp32")))
+    client, server = build_client(plain, locate).train(), build_server(plain, locate).train()
+    tower = client.vision.tower
+    features = torch.randn(recipe.train.batch, tower.tokens, tower.width, generator=torch.Generator().manual_seed(0))
+    steppers = (
+        Stepper(client.parameters(), recipe.client.rate, recipe.train),
+        Stepper(server.parameters(), recipe.server.rate, recipe.train),
+    )
+
+    def unsplit() -> None:
+        server.loss(text, client.image(features).levels).backward()
+        for stepper in steppers:
+            stepper.step(int(text.answers.sum()))
+
+    with open_party(recipe, locate, None, training=True) as party:
+        session = party.session
+        session.calibrate(features, text)
+        stepper = Stepper(session.model.parameters(), recipe.client.rate, recipe.train)
+        parts: list[dict[str, float]] = []
+        done = 0
+
+        def split() -> None:
+            nonlocal done
+            done += 1
+            session.watch.seconds.clear()
+            loss = session.step(done, 0, True, features, text, recipe.seam.image_up.distortion_weight)
+            with session.watch("client step"):
+                stepper.step(loss.answer_tokens)
+            parts.append(dict(session.watch.seconds))
+
+        seconds: dict[str, list[float]] = {"split": [], "unsplit": []}
+        for number in range(rounds):
+            for name, step in (("split", split), ("unsplit", unsplit)):
+                start = time.perf_counter()
+                for _ in range(steps):
+                    step()
+                if number:
+                    seconds[name].append((time.perf_counter() - start) / steps)
+    kept = parts[steps:]
+    return {
+        "split_s": _median(seconds["split"]),
+        "unsplit_s": _median(seconds["unsplit"]),
+        "rounds": seconds,
+        "parts": {f"client: {name}": _median([row[name] for row in kept]) for name in kept[0]},
+    }
+
+
+def show(figures: dict) -> None:
+    """A table on the screen."""
+    print(f"machine  {figures['machine']['cpu']}, {figures['machine']['cores']} cores, {figures['threads']} threads")
+    print(f"versions {figures['versions']}")
+    print(f"commit   {figures['commit']}   python {platform.python_version()}")
+    print(f"command  {figures['command']}")
+    for name, value in figures["parts"].items():
+        print(f"  {name:50} {value * 1e3:9.2f} ms")
+    print(
+        f"split {figures['split_s'] * 1e3:.1f} ms, unsplit {figures['unsplit_s'] * 1e3:.1f} ms a step "
+        f"of {figures['batch']}: {figures['ratio']:.3f} times"
+    )
+
+
+def _median(values: list[float]) -> float:
+    return statistics.median(values)
+
+
+if __name__ == "__main__":
+    main()

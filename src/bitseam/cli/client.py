@@ -1,0 +1,179 @@
+"""What the client's commands do: put model, data and session together."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from bitseam import config
+from bitseam.data.assets import cache_folder
+from bitseam.data.batches import Batches
+from bitseam.data.features import Features, LiveFeatures, StoredFeatures
+from bitseam.data.rows import Row, open_image, read_rows
+from bitseam.errors import ConfigError, RefusedError
+from bitseam.evals import evaluate, wilson
+from bitseam.parties.checkpoint import Identity, Locate, build_client, load_client, newest
+from bitseam.parties.client import ClientSession
+from bitseam.parties.device import choose_device
+from bitseam.parties.ledger import Ledger
+from bitseam.parties.models import ClientModel
+from bitseam.parties.runlog import peak_memory
+from bitseam.parties.seam import build_seam, terms
+from bitseam.parties.text import Prompter
+from bitseam.train import train
+from bitseam.transport import Tls, connect
+
+_WAIT = 600.0  # seconds that a client waits for its server to come up
+stdout = Console()
+
+
+@dataclass
+class Party:
+    """The client's half and its open session."""
+
+    model: ClientModel
+    prompter: Prompter
+    session: ClientSession
+    run: str
+
+
+@contextmanager
+def open_party(recipe: config.Recipe, locate: Locate, checkpoint: Path | None, training: bool) -> Iterator[Party]:
+    """Build or load the client half, connect, and shake hands."""
+    torch.manual_seed(recipe.seed)
+    identity = Identity("", 0)
+    if checkpoint is None:
+        model = build_client(recipe, locate)
+    else:
+        model, _, identity = load_client(checkpoint, locate)
+    model.to(choose_device(recipe.device))
+    prompter = Prompter(recipe.text, locate)
+    tls = Tls.from_folder(recipe.network.certificates, "client") if recipe.network.certificates else None
+    channel = connect(recipe.network.address, tls, wait=_WAIT)
+    seam = build_seam(recipe.seam)
+    with ClientSession(model, seam, channel, prompter.vocabulary, recipe.train.autocast) as session:
+        agreed = terms(recipe, prompter.vocabulary, prompter.fingerprint, str(identity), training)
+        welcome = session.open(agreed, training)
+        if training and welcome.step:
+            raise RefusedError(f"the server stands at step {welcome.step}: start it anew for a new run")
+        yield Party(model, prompter, session, welcome.session.hex())
+
+
+def run_training(recipe: config.Recipe, locate: Locate) -> None:
+    """`bitseam train`: train, evaluate on the test file if there is one, write OUT/client/summary.json."""
+    rows, tests = read_rows(recipe.data.train), read_rows(recipe.data.test) if recipe.data.test else []
+    with open_party(recipe, locate, None, training=True) as party:
+        features = _features(party, recipe, [*rows, *tests])
+        batches = Batches(rows, features, party.prompter, recipe.train.batch, recipe.seed)
+        start = time.perf_counter()
+        checkpoint = train(party.session, recipe, party.run, batches, recipe.folder)
+        seconds = time.perf_counter() - start
+        ledger, socket = party.session.ledger, party.session.channel.socket_bytes()
+        summary = {
+            "run": party.run,
+            "steps": recipe.train.steps,
+            "train_seconds": seconds,
+            "up_bytes": ledger.total("up").bytes,
+            "down_bytes": ledger.total("down").bytes,
+            "fp16_up_bytes": ledger.total("up").fp16_bytes,
+            "fp16_down_bytes": ledger.total("down").fp16_bytes,
+            "socket_bytes": sum(socket) if socket is not None else None,
+            "ledger": ledger.rows(),
+        }
+        show_ledger(ledger, socket)
+        if tests:
+            summary |= _evaluate(party, features, tests, recipe)
+        summary["parameters"] = sum(p.numel() for p in party.model.parameters())
+    summary["peak_memory_bytes"] = peak_memory()
+    summary["checkpoint"] = str(checkpoint)
+    (recipe.folder / "client" / "summary.json").write_text(json.dumps(summary, indent=1))
+    stdout.print(f"The client's half is in {checkpoint}; curves: tensorboard --logdir {recipe.folder}")
+
+
+def run_evaluation(recipe: config.Recipe, locate: Locate, checkpoint: Path | None) -> None:
+    """`bitseam evaluate`: score the recipe's test file."""
+    if not recipe.data.test:
+        raise ConfigError("data.test is empty: name a file of questions to evaluate on")
+    rows = read_rows(recipe.data.test)
+    with open_party(recipe, locate, checkpoint or newest(recipe.folder, "client"), training=False) as party:
+        _evaluate(party, _features(party, recipe, rows), rows, recipe)
+        show_ledger(party.session.ledger, party.session.channel.socket_bytes())
+
+
+def run_question(
+    recipe: config.Recipe, locate: Locate, image: Path, question: str, checkpoint: Path | None, max_new_tokens: int
+) -> str:
+    """`bitseam ask`: print the answer as it comes; returns it."""
+    row = Row(image, question, "")
+    open_image(image)  # a bad file is told before anything else is loaded
+    with open_party(recipe, locate, checkpoint or newest(recipe.folder, "client"), training=False) as party:
+        features = LiveFeatures(party.model.vision).of([row])
+        text = party.prompter.batch([question])
+        ids: list[int] = []
+        shown = ""
+        for token in party.session.ask(features, text, max_new_tokens):
+            ids += token
+            answer = party.prompter.decode(ids)
+            sys.stdout.write(answer[len(shown) :])
+            sys.stdout.flush()
+            shown = answer
+        sys.stdout.write("\n")
+        codes = sum(
+            entry.bytes
+            for (_, kind, part), entry in party.session.ledger.entries.items()
+            if kind == "Ask" and "image" in part
+        )
+        Console(stderr=True).print(
+            f"the image went up as {codes:,} bytes of codes; its file has {os.path.getsize(image):,}"
+        )
+    return shown
+
+
+def show_ledger(ledger: Ledger, socket: tuple[int, int] | None) -> None:
+    """The byte ledger as a table."""
+    table = Table("direction", "message", "part", "messages", "MB", "MB at fp16", "times less", title="What crossed")
+    for row in ledger.rows():
+        size, fp16 = int(row["bytes"]), int(row["fp16_bytes"])
+        cells = [f"{row['messages']:,}", f"{size / 1e6:.3f}", f"{fp16 / 1e6:.3f}", f"{fp16 / max(size, 1):.2f}"]
+        table.add_row(str(row["direction"]), str(row["kind"]), str(row["part"]), *cells)
+    whole = ledger.total()
+    ratio = f"{whole.fp16_bytes / max(whole.bytes, 1):.2f}"
+    table.add_section()
+    table.add_row(
+        "both", "all", "", f"{whole.messages:,}", f"{whole.bytes / 1e6:.3f}", f"{whole.fp16_bytes / 1e6:.3f}", ratio
+    )
+    stdout.print(table)
+    if socket is not None:
+        stdout.print(
+            f"On the socket, TLS and HTTP/2 included: {socket[0] / 1e6:.3f} MB up, {socket[1] / 1e6:.3f} MB down"
+        )
+
+
+def _features(party: Party, recipe: config.Recipe, rows: list[Row]) -> Features:
+    if recipe.client.tune_vision or not recipe.data.cache_features:
+        return LiveFeatures(party.model.vision)
+    settings = {
+        name: value for name, value in asdict(recipe.client).items() if name not in ("rate", "connector_hidden")
+    }
+    return StoredFeatures(party.model.vision, settings, rows, cache_folder() / "features")
+
+
+def _evaluate(party: Party, features: Features, rows: list[Row], recipe: config.Recipe) -> dict[str, object]:
+    result = evaluate(party.session, party.prompter, rows, features.of)
+    table = Table("task", "correct", "of", "accuracy", "95 % interval", title="Accuracy")
+    for task, score in result.scores.items():
+        low, high = wilson(score.correct, score.total)
+        share = score.correct / score.total
+        table.add_row(task, str(score.correct), str(score.total), f"{share:.1%}", f"{low:.1%} to {high:.1%}")
+    stdout.print(table)
+    return {"tasks": {task: asdict(score) for task, score in result.scores.items()}, "answers": result.answers}

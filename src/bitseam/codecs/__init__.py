@@ -1,0 +1,38 @@
+"""Codecs, tensor <-> bytes, by the name that both sides agree on in the handshake."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import MISSING, fields
+from typing import Any
+
+from bitseam.codecs.base import Codec
+from bitseam.codecs.floating import Bf16, Fp16, Fp32
+from bitseam.codecs.stochastic import Stochastic
+from bitseam.codecs.uniform import Uniform
+from bitseam.errors import CodecError
+
+__all__ = ["Bf16", "Codec", "Fp16", "Fp32", "Stochastic", "Uniform", "canonical", "codec_from_config"]
+
+_CODECS: dict[str, type[Any]] = {codec.codec_id: codec for codec in (Fp32, Fp16, Bf16, Uniform, Stochastic)}
+
+
+def codec_from_config(config: Mapping[str, Any]) -> Codec:
+    """Build a codec from {"id": ..., **its fields}. Raises CodecError for what is unknown, missing or out of range."""
+    kind = config.get("id")
+    if not isinstance(kind, str) or kind not in _CODECS:
+        raise CodecError(f"unknown codec {kind!r}; known: {', '.join(_CODECS)}")
+    options = {key: value for key, value in config.items() if key != "id"}
+    known = fields(_CODECS[kind])
+    names = ", ".join(field.name for field in known) or "none"
+    for key in options:
+        if key not in {field.name for field in known}:
+            raise CodecError(f"codec {kind} has no option {key!r}; known: {names}")
+    for field in known:
+        if field.default is MISSING and field.name not in options:
+            raise CodecError(f"codec {kind} needs the option {field.name!r}; known: {names}")
+    return _CODECS[kind](**options)
+
+
+def canonical(config: Mapping[str, Any]) -> str:
+    """The one text of a codec's configuration: JSON, keys sorted, defaults filled in. Raises as `codec_from_config`."""
+    return json.dumps(codec_from_config(config).config(), sort_keys=True, separators=(",", ":"))

@@ -1,0 +1,78 @@
+"""What every codec gives and promises.
+
+    x (...) floats -> encode -> payload -> decode(payload, shape) -> float32 (...) on the CPU
+
+The payload holds the numbers alone: both sides agree on the codec in the handshake, and the shape travels beside it. A
+codec is a frozen dataclass whose fields are its configuration.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from bitseam.errors import CodecError
+from bitseam.quant.finite import require_finite
+
+MAX_DIMENSIONS = 8
+MAX_ELEMENTS = 2**48  # what the transport lets pass is far less; this keeps the arithmetic of sizes itself in bounds
+
+
+class Codec(ABC):
+    """Tensor <-> bytes. Checks that all codecs share are here; a codec adds three small hooks."""
+
+    codec_id: ClassVar[str]
+
+    def config(self) -> dict[str, Any]:
+        """What `codec_from_config` builds the same codec from; fit for JSON."""
+        return {"id": self.codec_id, **asdict(self)}  # type: ignore[call-overload]
+
+    def encode(self, x: Tensor, generator: torch.Generator | None = None) -> bytes:
+        """Encode a floating-point tensor of any shape; `generator` (CPU) serves the codecs that draw random numbers.
+
+        Raises CodecError for a dtype that is not floating-point, NonFiniteError for NaN or infinity.
+        """
+        if not x.is_floating_point():
+            raise CodecError(f"codec {self.codec_id} takes floating-point tensors, not {x.dtype}")
+        self._check_shape(x.shape)
+        require_finite(x, f"input of codec {self.codec_id}")
+        return self._encode(x.detach().to("cpu", torch.float32).contiguous(), generator)
+
+    def decode(self, payload: bytes, shape: Sequence[int]) -> Tensor:
+        """Decode to float32 of the given shape, on the CPU.
+
+        Raises CodecError, before memory is taken, for a shape no tensor has or a payload of another length than it
+        needs; and for bytes that no encoder makes.
+        """
+        expected = self.payload_bytes(shape)
+        if len(payload) != expected:
+            raise CodecError(
+                f"codec {self.codec_id}: shape {tuple(shape)} takes {expected} bytes, not the {len(payload)} received"
+            )
+        return self._decode(payload, tuple(shape)).reshape(tuple(shape))
+
+    def payload_bytes(self, shape: Sequence[int]) -> int:
+        """Exact length of the payload of a tensor of this shape. Raises CodecError for a shape no tensor has."""
+        self._check_shape(shape)
+        return self._payload_bytes(tuple(shape))
+
+    def _check_shape(self, shape: Sequence[int]) -> None:
+        if len(shape) > MAX_DIMENSIONS or any(type(size) is not int or size < 0 for size in shape):
+            raise CodecError(f"codec {self.codec_id}: {tuple(shape)} is no shape of up to {MAX_DIMENSIONS} dimensions")
+        if math.prod(max(size, 1) for size in shape) > MAX_ELEMENTS:
+            raise CodecError(f"codec {self.codec_id}: shape {tuple(shape)} is too large")
+
+    @abstractmethod
+    def _payload_bytes(self, shape: tuple[int, ...]) -> int: ...
+
+    @abstractmethod
+    def _encode(self, x: Tensor, generator: torch.Generator | None) -> bytes:
+        """Finite, contiguous float32 on the CPU -> payload."""
+
+    @abstractmethod
+    def _decode(self, payload: bytes, shape: tuple[int, ...]) -> Tensor:
+        """Payload of the right length -> float32 of the right count of elements, in any shape."""

@@ -1,0 +1,223 @@
+"""Recipes: what a run is. Frozen dataclasses, TOML in, canonical JSON out.
+
+Both parties read the same recipe file. What must be alike on both sides is compared in the handshake
+(`bitseam.parties.seam.terms`); the rest, such as paths and learning rates, is each side's own.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+
+from bitseam.errors import ConfigError
+
+# Strict about keys: a misspelt option must never be silently ignored.
+_strict = ConfigDict(extra="forbid")
+
+Count = Annotated[int, Field(ge=1)]
+Rate = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Levels = Annotated[int, Field(ge=2, le=65536)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Name = Annotated[str, Field(min_length=1)]
+QuantizerName = Literal["rd-fsq", "rd-fsq-tensor", "fp32", "fp16", "bf16"]
+GradientName = Literal["stochastic", "fp32", "fp16", "bf16"]
+
+
+@dataclass(frozen=True, config=_strict)
+class Client:
+    """The vision half.
+
+    checkpoint: an asset of `bitseam assets`, a folder, or a model hub id; a DINOv2-like vision tower, or a LLaVA.
+    The keys up to `connector_hidden` are for vision towers; a LLaVA checkpoint brings its own.
+    """
+
+    checkpoint: Name
+    image_size: Count = 224  # pixels
+    hidden_layer: int = -1  # which hidden state of the tower, as in `output_hidden_states`
+    merge: Count = 1  # merge x merge neighbouring patch tokens become one
+    connector_hidden: Count | None = None  # width between the two layers; the language model's width by default
+    tune_vision: bool = False
+    rate: Rate = 1e-3  # peak learning rate
+
+
+@dataclass(frozen=True, config=_strict)
+class Lora:
+    """Low-rank adapters (Hu et al., arXiv 2106.09685), through peft."""
+
+    rank: Count = 16
+    alpha: Count = 32
+    dropout: Share = 0.0
+    targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+@dataclass(frozen=True, config=_strict)
+class Server:
+    """The language half: an asset, a folder or a hub id of a causal language model, or a LLaVA."""
+
+    checkpoint: Name
+    tune: Literal["full", "lora", "frozen"] = "lora"
+    lora: Lora = Lora()
+    rate: Rate = 2e-4
+
+
+@dataclass(frozen=True, config=_strict)
+class Up:
+    """How features cross: `rd-fsq` (the paper's, with per-channel statistics), `rd-fsq-tensor` (the paper's own
+    statistics), or a float format."""
+
+    quantizer: QuantizerName = "rd-fsq"
+    channels: Count | None = None  # the seam's width by default
+    levels: Levels = 4
+    clip: Annotated[float, Field(gt=0, le=100)] = 1.5  # outermost level, in standard deviations
+    distortion_weight: Rate = 0.25
+
+
+@dataclass(frozen=True, config=_strict)
+class Down:
+    """How gradients cross."""
+
+    codec: GradientName = "stochastic"
+    levels: Levels = 4
+    block: Literal["token"] | Count = "token"  # elements that share a scale
+
+
+@dataclass(frozen=True, config=_strict)
+class Seam:
+    """Where and how the model is cut.
+
+    width: the language model's hidden size, which the client cannot look up.
+    text: `ids` where the server may read the prompt, `codes` where it gets quantized embeddings.
+    """
+
+    width: Count
+    text: Literal["ids", "codes"] = "ids"
+    image_up: Up = Up()
+    image_down: Down = Down()
+    text_up: Up = Up()
+    text_down: Down = Down()
+
+
+@dataclass(frozen=True, config=_strict)
+class Text:
+    """Tokenizer (asset, folder or hub id) and prompt.
+
+    prompt: `chat` for the tokenizer's own chat template, or a template with {image} and {question}.
+    """
+
+    tokenizer: Name
+    prompt: str = "chat"
+    max_tokens: Count = 512  # longest prompt with its answer; a longer row is refused
+
+    def __post_init__(self) -> None:
+        if self.prompt != "chat" and not all(self.prompt.count(f) == 1 for f in ("{image}", "{question}")):
+            raise ValueError("prompt must be 'chat' or hold {image} and {question} once each")
+
+
+@dataclass(frozen=True, config=_strict)
+class Data:
+    """JSON Lines with `image`, `question`, `answer` and, for reports, `task`; image paths relative to the file."""
+
+    train: str
+    test: str = ""
+    cache_features: bool = True  # frozen vision features are kept on the client's disk
+
+
+@dataclass(frozen=True, config=_strict)
+class Train:
+    """Training of both halves."""
+
+    steps: Count
+    batch: Count = 32
+    accumulate: Count = 1  # micro-batches of `batch` a step
+    warmup: Share = 0.03  # share of the steps
+    weight_decay: Rate = 0.0
+    clip_norm: Rate = 1.0  # of each half's gradient; 0 switches it off
+    autocast: Literal["off", "bf16"] = "off"
+    checkpoint_every: Count = 500
+    calibrate: Count = 8  # batches that set the quantizer's statistics before the first step
+
+
+@dataclass(frozen=True, config=_strict)
+class Network:
+    """Where the parties meet. certificates: a folder made by `bitseam certs`; empty for plaintext on loopback."""
+
+    address: str = "localhost:50051"
+    certificates: str = "certs"
+
+
+@dataclass(frozen=True, config=_strict)
+class Recipe:
+    """One run. `threads` is for each process; 0 leaves PyTorch's choice."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+$")]
+    client: Client
+    server: Server
+    seam: Seam
+    text: Text
+    data: Data
+    train: Train
+    network: Network = Network()
+    out: str = ""  # folder of checkpoints and logs; runs/NAME by default
+    seed: int = 0
+    threads: Annotated[int, Field(ge=0)] = 0
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.out or f"runs/{self.name}")
+
+
+def load_recipe(path: str | Path, overrides: Mapping[str, Any] | None = None) -> Recipe:
+    """Read a recipe; `overrides` maps dotted keys to values (`train.steps`).
+
+    Raises ConfigError that names the file and each wrong key.
+    """
+    try:
+        raw = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot read the recipe: {error}") from error
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path}: not valid TOML: {error}") from error
+    for key, value in (overrides or {}).items():
+        _set(raw, key.split("."), value, path)
+    return parse_recipe(raw, str(path))
+
+
+def parse_recipe(raw: Mapping[str, Any], where: str) -> Recipe:
+    """Check a nested mapping against the recipe's fields; `where` names it in errors."""
+    try:
+        return TypeAdapter(Recipe).validate_python(raw)
+    except ValidationError as error:
+        lines = [_explain(item) for item in error.errors()]
+        raise ConfigError(f"{where}: " + "; ".join(lines)) from error
+
+
+def canonical(value: Any) -> str:
+    """Dataclass, dict or list -> JSON with sorted keys and no spaces: equal values give equal text."""
+    plain = dataclasses.asdict(value) if dataclasses.is_dataclass(value) and not isinstance(value, type) else value
+    return json.dumps(plain, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def _explain(item: Any) -> str:
+    key = ".".join(str(part) for part in item["loc"] if not str(part).startswith("literal["))
+    if item["type"] == "unexpected_keyword_argument":
+        return f"{key}: unknown key"
+    if item["type"] == "missing":
+        return f"{key}: missing"
+    shown = "" if isinstance(item["input"], dict) else f" (got {item['input']!r})"
+    return f"{key}: {item['msg']}{shown}"
+
+
+def _set(raw: dict[str, Any], keys: list[str], value: Any, path: str | Path) -> None:
+    for key in keys[:-1]:
+        raw = raw.setdefault(key, {})
+        if not isinstance(raw, dict):
+            raise ConfigError(f"{path}: {'.'.join(keys)}: {key} is not a table")
+    raw[keys[-1]] = value

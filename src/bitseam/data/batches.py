@@ -1,0 +1,30 @@
+"""Batches of rows in a seeded order that any micro-batch number can be looked up in."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from torch import Tensor
+
+from bitseam.data.features import Features
+from bitseam.data.rows import Row
+from bitseam.errors import DataError
+from bitseam.parties.text import Prompter, TextBatch
+
+
+class Batches:
+    """Micro-batch number -> (features (B, M, Dv), text); each epoch has an order of its own, and no state is kept."""
+
+    def __init__(self, rows: Sequence[Row], features: Features, prompter: Prompter, batch: int, seed: int) -> None:
+        if len(rows) < batch:
+            raise DataError(f"{len(rows)} rows are fewer than one batch of {batch}")
+        self._rows, self._features, self._prompter = rows, features, prompter
+        self._batch, self._seed = batch, seed
+
+    def __call__(self, number: int) -> tuple[Tensor, TextBatch]:
+        epoch, place = divmod(number, len(self._rows) // self._batch)
+        order = np.random.default_rng([self._seed, epoch]).permutation(len(self._rows))
+        rows = [self._rows[i] for i in order[place * self._batch : (place + 1) * self._batch]]
+        text = self._prompter.batch([row.question for row in rows], [row.answer for row in rows])
+        return self._features.of(rows), text

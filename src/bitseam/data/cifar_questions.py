@@ -1,0 +1,64 @@
+"""The demo's data: questions about CIFAR-10 photographs (Krizhevsky 2009), and about 2x2 mosaics of four of them.
+
+    recognition  one photograph, "What is in the picture?"
+    position     a mosaic, "What is in the top left?"
+    existence    a mosaic, "Is there a cat?", as many yes as no
+
+Training questions are composed from CIFAR-10's training photographs, test questions from its test photographs.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from bitseam.data.rows import Row, write_rows
+
+CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+PLACES = ("top left", "top right", "bottom left", "bottom right")
+_TRAIN = 50_000  # the first of CIFAR-10's 60,000 photographs
+
+
+def write_questions(cifar: Path, out: Path, train: int, test: int, seed: int) -> None:
+    """Write `out`/train.jsonl and `out`/test.jsonl with their images.
+
+    train, test: photographs and as many mosaics. In training a mosaic is asked about twice each way, in the test once.
+    cifar: folder of the asset `cifar10`.
+    """
+    images = np.load(cifar / "images.npy", mmap_mode="r")
+    labels = np.load(cifar / "labels.npy")
+    rng = np.random.default_rng(seed)
+    for name, sources, count, repeat in (
+        ("train", np.arange(_TRAIN), train, 2),
+        ("test", np.arange(_TRAIN, len(images)), test, 1),
+    ):
+        folder = out / name
+        folder.mkdir(parents=True, exist_ok=True)
+        rows = []
+        for number in range(count):
+            pick = rng.choice(sources)
+            path = folder / f"photo-{number:05d}.png"
+            Image.fromarray(images[pick]).save(path)
+            rows.append(Row(path, "What is in the picture?", CLASSES[labels[pick]], "recognition"))
+        for number in range(count):
+            picks = rng.choice(sources, 4, replace=False)
+            tiles = [images[pick] for pick in picks]
+            path = folder / f"mosaic-{number:05d}.png"
+            Image.fromarray(np.block([[[tiles[0]], [tiles[1]]], [[tiles[2]], [tiles[3]]]])).save(path)
+            rows += _mosaic_rows(path, [int(labels[pick]) for pick in picks], repeat, number, rng)
+        write_rows(out / f"{name}.jsonl", rows)
+
+
+def _mosaic_rows(path: Path, shown: list[int], repeat: int, number: int, rng: np.random.Generator) -> list[Row]:
+    rows = [
+        Row(path, f"What is in the {PLACES[place]}?", CLASSES[shown[place]], "position")
+        for place in rng.choice(4, repeat, replace=False)
+    ]
+    absent = [c for c in range(len(CLASSES)) if c not in shown]
+    for turn in range(repeat):
+        yes = (number + turn) % 2 == 0
+        asked = rng.choice(shown if yes else absent)
+        rows.append(Row(path, f"Is there a {CLASSES[asked]}?", "yes" if yes else "no", "existence"))
+    return rows

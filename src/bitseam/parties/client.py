@@ -1,0 +1,153 @@
+"""The client's session: features in, codes up, gradients down, backward through the vision half."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bitseam.errors import CodecError
+from bitseam.parties.ledger import Ledger
+from bitseam.parties.models import ClientModel
+from bitseam.parties.peer import Peer, Stopwatch, decode, encode
+from bitseam.parties.seam import Seam
+from bitseam.parties.text import TextBatch, text_message
+from bitseam.quant import Quantized
+from bitseam.transport import Channel
+from bitseam.wire import VERSION
+from bitseam.wire import messages_pb2 as pb
+
+
+@dataclass(frozen=True)
+class StepLoss:
+    """loss: cross-entropy summed over answer tokens, nats."""
+
+    loss: float
+    answer_tokens: int
+
+
+class ClientSession:
+    """One session with a server. Use as a context manager: leaving it says goodbye, with the reason if it failed.
+
+    autocast: "off" or "bf16", for the vision half.
+    """
+
+    def __init__(
+        self, model: ClientModel, seam: Seam, channel: Channel, vocabulary: int, autocast: str = "off"
+    ) -> None:
+        self.model = model
+        self.ledger = Ledger(seam.codec_ids())
+        self.channel = channel
+        self._peer = Peer(channel, "client", self.ledger)
+        self._seam = seam
+        self._vocabulary = vocabulary
+        self._autocast = autocast == "bf16"
+        self.watch = Stopwatch()
+
+    def __enter__(self) -> ClientSession:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        try:
+            self._peer.say_goodbye("" if error is None else f"{type(error).__name__}: {error}")
+        finally:
+            self.channel.close()
+
+    def open(self, terms: Mapping[str, str], training: bool) -> pb.Welcome:
+        """The handshake. Raises RefusedError with every difference named."""
+        purpose = pb.TRAIN if training else pb.ASK
+        return self._peer.exchange(pb.Hello(version=VERSION, purpose=purpose, terms=dict(terms)), pb.Welcome)
+
+    def calibrate(self, features: Tensor, text: TextBatch) -> None:
+        """Set the quantizers' statistics by features (B, M, Dv) and prompts, and tell the server, once."""
+        model = self.model
+        with torch.no_grad():
+            model.image_quantizer.calibrate(model.vision(features))
+            if model.text_quantizer is not None:
+                model.text_quantizer.calibrate(model.embedding(text.ids[~text.answers]))
+        text_quantizer = model.text_quantizer
+        message = pb.Calibrate(
+            image=_statistics(model.image_quantizer.statistics()),
+            text=_statistics(text_quantizer.statistics() if text_quantizer is not None else None),
+        )
+        self._peer.exchange(message, pb.Ack)
+
+    def step(self, step: int, micro: int, last: bool, features: Tensor, text: TextBatch, weight: float) -> StepLoss:
+        """One micro-batch: gradients are added to the vision half's parameters, as sums over answer tokens.
+
+        features: (B, M, Dv); weight: of the quantizers' distortion in the loss.
+        """
+        self.model.train()
+        with self.watch("client forward"), self._precision():
+            image, prompt = self.model.image(features), self.model.text(text)
+        with self.watch("encode"):
+            forward = pb.Forward(
+                step=step, micro=micro, last=last, text=self._text(text, prompt), image=self._image(image)
+            )
+        with self.watch("wait"):
+            backward = self._peer.exchange(forward, pb.Backward)
+        outputs, gradients = [], []
+        with self.watch("decode"):
+            pairs = [("image", self._seam.image, image, backward.image)]
+            if self._seam.text is not None and prompt is not None:
+                pairs.append(("text", self._seam.text, prompt, backward.text))
+            for name, link, quantized, coded in pairs:
+                shape = tuple(quantized.levels.shape)
+                gradient = decode(link.down, coded, shape, f"gradient of {name}", quantized.levels.device)
+                # The loss is a sum over answer tokens here; the distortion, a mean, is weighed to match.
+                outputs += [quantized.levels, quantized.distortion]
+                gradients += [gradient, quantized.distortion.new_tensor(weight * backward.answer_tokens)]
+        with self.watch("client backward"):
+            kept = [(o, g) for o, g in zip(outputs, gradients, strict=True) if o.requires_grad]
+            if kept:
+                torch.autograd.backward([o for o, _ in kept], [g for _, g in kept])
+        return StepLoss(backward.loss, backward.answer_tokens)
+
+    def checkpoint(self, step: int) -> None:
+        """Have the server write its half at `step`; returns when it has."""
+        acked = self._peer.exchange(pb.Checkpoint(step=step), pb.Ack).step
+        if acked != step:
+            raise CodecError(f"the server wrote a checkpoint of step {acked} where {step} was asked")
+
+    @torch.no_grad()
+    def ask(self, features: Tensor, text: TextBatch, max_new_tokens: int) -> Iterator[list[int]]:
+        """Features (B, M, Dv) and questions -> answers, one token id a sequence at a time."""
+        was_training = self.model.training
+        self.model.eval()
+        try:
+            with self._precision():
+                image, prompt = self.model.image(features), self.model.text(text)
+            self._peer.send(
+                pb.Ask(text=self._text(text, prompt), image=self._image(image), max_new_tokens=max_new_tokens)
+            )
+            last = False
+            while not last:
+                tokens = self._peer.receive()
+                last = tokens.last
+                if tokens.ids:
+                    yield list(tokens.ids)
+        finally:
+            self.model.train(was_training)
+
+    def _image(self, image: Quantized) -> pb.Coded:
+        return encode(self._seam.image.up, image.levels)
+
+    def _text(self, text: TextBatch, prompt: Quantized | None) -> pb.Text:
+        codes = None
+        if self._seam.text is not None and prompt is not None:
+            codes = encode(self._seam.text.up, prompt.levels)
+        return text_message(text, self._vocabulary, codes)
+
+    def _precision(self) -> AbstractContextManager[object]:
+        return torch.autocast(next(self.model.parameters()).device.type, torch.bfloat16, enabled=self._autocast)
+
+
+def _statistics(statistics: tuple[Tensor, Tensor] | None) -> pb.Statistics | None:
+    if statistics is None:
+        return None
+    mean, std = (np.ascontiguousarray(t.cpu().numpy(), "<f4").tobytes() for t in statistics)
+    return pb.Statistics(mean=mean, std=std)

@@ -1,0 +1,70 @@
+"""What crossed, counted: bytes by direction, message kind and part, beside what fp16 would have taken.
+
+Bytes are lengths of serialized frames. MB is 10^6 bytes. The fp16 column replaces each coded payload by two bytes a
+value and keeps everything else, so it is what the same messages would have weighed without coding.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Literal
+
+from bitseam.wire import messages_pb2 as pb
+
+Direction = Literal["up", "down"]
+
+
+@dataclass
+class Entry:
+    messages: int = 0
+    bytes: int = 0
+    fp16_bytes: int = 0
+
+
+@dataclass
+class Ledger:
+    """Entries keyed by (direction, message kind, part); a part is a coded tensor with its codec, or `rest`."""
+
+    codecs: dict[str, str] = field(default_factory=dict)  # "up.image" -> codec id
+    entries: defaultdict[tuple[Direction, str, str], Entry] = field(default_factory=lambda: defaultdict(Entry))
+
+    def record(self, direction: Direction, message: object, frame: bytes) -> None:
+        """Count one frame of `direction` that holds `message`."""
+        kind, rest = type(message).__name__, len(frame)
+        for part, coded in _coded(message):
+            payload = len(coded.payload)
+            if payload:
+                name = f"{part} ({self.codecs.get(f'{direction}.{part}', '?')})"
+                self._add(direction, kind, name, payload, 2 * math.prod(coded.shape))
+                rest -= payload
+        self._add(direction, kind, "rest", rest, rest)
+
+    def total(self, direction: Direction | None = None) -> Entry:
+        """The sum over a direction, or over both."""
+        rows = [entry for (way, _, _), entry in self.entries.items() if direction in (None, way)]
+        return Entry(sum(r.messages for r in rows), sum(r.bytes for r in rows), sum(r.fp16_bytes for r in rows))
+
+    def rows(self) -> list[dict[str, str | int]]:
+        """Plain rows for logs and reports, largest first."""
+        return [
+            {"direction": way, "kind": kind, "part": part, **vars(entry)}
+            for (way, kind, part), entry in sorted(self.entries.items(), key=lambda item: -item[1].bytes)
+        ]
+
+    def _add(self, direction: Direction, kind: str, part: str, size: int, fp16: int) -> None:
+        entry = self.entries[direction, kind, part]
+        entry.messages += 1
+        entry.bytes += size
+        entry.fp16_bytes += fp16
+
+
+def _coded(message: object) -> Iterable[tuple[str, pb.Coded]]:
+    if isinstance(message, pb.Forward | pb.Ask):
+        yield "image", message.image
+        yield "text", message.text.codes
+    elif isinstance(message, pb.Backward):
+        yield "image", message.image
+        yield "text", message.text

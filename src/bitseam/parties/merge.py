@@ -1,0 +1,123 @@
+"""Two halves joined into one ordinary transformers model, quantizers included: its answers are those of the split.
+
+    model = BitseamModel.from_pretrained("merged")
+    model.answer(image, "What is in the picture?")
+
+Shapes: B sequences, S padded length, M image tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModel,
+    AutoModelForCausalLM,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+from transformers.modeling_outputs import CausalLMOutput
+
+from bitseam import config
+from bitseam.errors import ModelError
+from bitseam.halves.client import LlavaTower, LlavaVision, half_from_llava, half_from_tower
+from bitseam.halves.server import ServerHalf
+from bitseam.parties.checkpoint import Locate, load_client, load_server
+from bitseam.parties.models import ClientModel, ServerModel
+from bitseam.parties.text import Prompter, TextBatch
+
+
+class BitseamConfig(PreTrainedConfig):
+    """recipe: as `asdict(Recipe)`; vision, language: transformers configurations as dictionaries."""
+
+    model_type = "bitseam"
+
+    def __init__(self, recipe: Any = None, vision: Any = None, language: Any = None, **kwargs: Any) -> None:
+        kwargs.pop("tie_word_embeddings", None)  # the language model's word counts
+        self.recipe, self.vision, self.language = recipe or {}, vision or {}, language or {}
+        super().__init__(tie_word_embeddings=bool(self.language.get("tie_word_embeddings")), **kwargs)
+
+
+class BitseamModel(PreTrainedModel):
+    """Both halves in one process."""
+
+    config_class = BitseamConfig
+
+    def __init__(self, cfg: BitseamConfig) -> None:
+        super().__init__(cfg)
+        recipe = config.parse_recipe(cfg.recipe, "config.json")
+        folder = cfg.name_or_path
+        processor = AutoImageProcessor.from_pretrained(folder) if folder else None
+        vision, language = (_config(part) for part in (cfg.vision, cfg.language))
+        if vision.model_type == "llava":
+            half = half_from_llava(LlavaVision(vision), recipe.seam.width, processor)
+        else:
+            half = half_from_tower(AutoModel.from_config(vision), recipe.client, recipe.seam.width, processor)
+        server = ServerHalf(AutoModelForCausalLM.from_config(language))
+        embedding = torch.zeros(server.vocabulary, server.width) if recipe.seam.text == "codes" else None
+        self.client = ClientModel(half, recipe.seam, embedding)
+        self.server = ServerModel(server, recipe.seam)
+        self.recipe = recipe
+        # transformers ties the weights of direct children alone; the language model lies deeper.
+        deeper, tied = "server.language.model.", server.model.all_tied_weights_keys
+        self._tied_weights_keys = {deeper + one: deeper + other for one, other in tied.items()}
+        self.post_init()
+
+    def _init_weights(self, module: Any) -> None:
+        """Weights come from the halves; there is nothing to initialise."""
+
+    def forward(self, pixel_values: Tensor, text: TextBatch) -> CausalLMOutput:
+        """Images (B, 3, H, W) and a ragged batch -> loss, a mean over answer tokens, and their logits (A, V)."""
+        image = self.client.image(self.client.vision.features(pixel_values)).levels
+        prompt = self.client.text(text)
+        logits, ids = self.server.answer_logits(text, image, prompt.levels if prompt is not None else None)
+        return CausalLMOutput(loss=cross_entropy(logits, ids), logits=logits)
+
+    @torch.no_grad()
+    def answer(self, image: Image.Image, question: str, max_new_tokens: int = 64) -> str:
+        """One question about one image, greedily."""
+        prompter = Prompter(replace(self.recipe.text, tokenizer=self.config.name_or_path))
+        text = prompter.batch([question])
+        levels = self.client.image(
+            self.client.vision.features(self.client.vision.pixels([image]).to(self.device))
+        ).levels
+        prompt = self.client.text(text)
+        embeds, mask, _ = self.server.assemble(text, levels, prompt.levels if prompt is not None else None, left=True)
+        tokens = self.server.language.generate(embeds, mask, max_new_tokens, prompter.end)
+        return prompter.decode(tokens[0].tolist())
+
+
+AutoConfig.register("bitseam", BitseamConfig)
+AutoModel.register(BitseamConfig, BitseamModel)
+
+
+def merge(client: Path, server: Path, out: Path, locate: Locate) -> None:
+    """Write the joined model to `out`. Raises ModelError where the halves are not of one run and step."""
+    client_model, recipe, client_identity = load_client(client, locate)
+    server_model, _, server_identity = load_server(server, locate)
+    if client_identity != server_identity:
+        raise ModelError(f"{client} is {client_identity}, {server} is {server_identity}: not two halves of one model")
+    language = server_model.language.model
+    if recipe.server.tune == "lora":
+        server_model.language.model = language = language.merge_and_unload()
+    tower = client_model.vision.tower
+    vision: Any = tower.llava if isinstance(tower, LlavaTower) else tower.model
+    parts = {"vision": vision.config.to_dict(), "language": language.config.to_dict()}
+    with torch.device("meta"):
+        whole = BitseamModel(BitseamConfig(recipe=asdict(recipe), **parts))
+    whole.client, whole.server = client_model, server_model
+    whole.save_pretrained(out)
+    client_model.vision.processor.save_pretrained(out)
+    Prompter(recipe.text, locate).tokenizer.save_pretrained(out)
+
+
+def _config(plain: dict[str, Any]) -> Any:
+    return AutoConfig.for_model(**plain)

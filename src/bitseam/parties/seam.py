@@ -1,0 +1,95 @@
+"""What the two sides agree on: quantizers, codecs, and the terms that the handshake compares."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from bitseam import config
+from bitseam.codecs import Codec, canonical, codec_from_config
+from bitseam.quant import RDFSQ, Float, LevelProjection, Quantizer, TensorRDFSQ
+
+_FLOATS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Link:
+    """The codecs of one modality: features up, gradients down."""
+
+    up: Codec
+    down: Codec
+
+
+@dataclass(frozen=True)
+class Seam:
+    """All that crosses, per modality; `text` is None where prompts cross as ids."""
+
+    image: Link
+    text: Link | None
+
+    def codec_ids(self) -> dict[str, str]:
+        """ "up.image" -> codec id, for the ledger."""
+        links = {"image": self.image} | ({"text": self.text} if self.text else {})
+        return {f"{way}.{name}": getattr(link, way).codec_id for name, link in links.items() for way in ("up", "down")}
+
+
+def build_seam(seam: config.Seam) -> Seam:
+    """Codecs as the recipe names them."""
+    text = Link(_up_codec(seam.text_up), _down_codec(seam.text_down)) if seam.text == "codes" else None
+    return Seam(Link(_up_codec(seam.image_up), _down_codec(seam.image_down)), text)
+
+
+def build_quantizer(up: config.Up, width: int) -> Quantizer:
+    """The client's side of a modality: features (..., D) -> levels (..., C)."""
+    channels = up.channels or width
+    if up.quantizer == "rd-fsq":
+        return RDFSQ(width, channels, up.levels, up.clip)
+    if up.quantizer == "rd-fsq-tensor":
+        return TensorRDFSQ(width, channels, up.levels)
+    return Float(width, _FLOATS[up.quantizer])
+
+
+def build_projection(up: config.Up, width: int) -> LevelProjection | None:
+    """The server's side: levels (..., C) -> (..., D); None where features cross as floats."""
+    return None if up.quantizer in _FLOATS else LevelProjection(up.channels or width, width)
+
+
+def terms(recipe: config.Recipe, vocabulary: int, tokenizer: str, weights: str, training: bool) -> dict[str, str]:
+    """What must be alike on both sides, as flat text.
+
+    tokenizer: its fingerprint. weights: which pair of halves these are (`bitseam.parties.checkpoint.Identity`).
+    """
+    seam = build_seam(recipe.seam)
+    links = {"image": seam.image} | ({"text": seam.text} if seam.text else {})
+    agreed = {
+        "model.vision": recipe.client.checkpoint,
+        "model.language": recipe.server.checkpoint,
+        "model.weights": weights,
+        "seam.width": str(recipe.seam.width),
+        "seam.text": recipe.seam.text,
+        "seam.image.channels": str(recipe.seam.image_up.channels or recipe.seam.width),
+        "text.tokenizer": tokenizer,
+        "text.vocabulary": str(vocabulary),
+    }
+    for name, link in links.items():
+        agreed[f"codec.{name}.up"] = canonical(link.up.config())
+        agreed[f"codec.{name}.down"] = canonical(link.down.config())
+    if training:
+        agreed["train.steps"] = str(recipe.train.steps)
+        agreed["train.accumulate"] = str(recipe.train.accumulate)
+        agreed["train.checkpoint_every"] = str(recipe.train.checkpoint_every)
+    return agreed
+
+
+def _up_codec(up: config.Up) -> Codec:
+    if up.quantizer in _FLOATS:
+        return codec_from_config({"id": up.quantizer})
+    clip = 1.0 if up.quantizer == "rd-fsq-tensor" else up.clip
+    return codec_from_config({"id": "uniform", "levels": up.levels, "clip": clip})
+
+
+def _down_codec(down: config.Down) -> Codec:
+    if down.codec in _FLOATS:
+        return codec_from_config({"id": down.codec})
+    return codec_from_config({"id": down.codec, "levels": down.levels, "block": down.block})

@@ -1,0 +1,8 @@
+"""Bytes <-> network: channels in memory and over gRPC with mutual TLS, and certificates."""
+
+from bitseam.transport.certs import Tls, make_certificates
+from bitseam.transport.channel import Channel
+from bitseam.transport.grpc import Listener, connect
+from bitseam.transport.memory import memory_pair
+
+__all__ = ["Channel", "Listener", "Tls", "connect", "make_certificates", "memory_pair"]

@@ -1,0 +1,114 @@
+"""What must hold of a message whatever the model: counts, sizes and shapes that agree with each other."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from google.protobuf.message import Message
+from google.protobuf.unknown_fields import UnknownFieldSet
+
+from bitseam.errors import LimitError, MalformedError
+from bitseam.wire import messages_pb2 as pb
+from bitseam.wire.limits import Limits
+
+ABSENT = "(absent)"
+
+
+def same_terms(client: Mapping[str, str], server: Mapping[str, str]) -> list[pb.Difference]:
+    """Every field in which the two sides differ."""
+    return [
+        pb.Difference(field=name, client=client.get(name, ABSENT), server=server.get(name, ABSENT))
+        for name in sorted({*client, *server})
+        if client.get(name) != server.get(name)
+    ]
+
+
+def check(message: Any, limits: Limits) -> None:
+    """Raise LimitError or MalformedError, naming the field."""
+    if isinstance(message, pb.Hello):
+        _at_most("terms", len(message.terms), limits.terms)
+        for name, value in message.terms.items():
+            _at_most(f"terms: {name[:40]}", len(name) + len(value), limits.text)
+        _require(message.purpose in (pb.TRAIN, pb.ASK), f"purpose: {message.purpose} is unknown")
+    elif isinstance(message, pb.Welcome):
+        _require(len(message.session) == 16, f"session: {len(message.session)} bytes, not 16")
+    elif isinstance(message, pb.Refuse):
+        _require(message.fault in pb.Fault.values()[1:], f"fault: {message.fault} is unknown")
+        _at_most("reason", len(message.reason), limits.text)
+        _at_most("differences", len(message.differences), 2 * limits.terms)
+        for difference in message.differences:
+            for name in ("field", "client", "server"):
+                _at_most(f"differences: {name}", len(getattr(difference, name)), limits.text)
+    elif isinstance(message, pb.Goodbye):
+        _at_most("reason", len(message.reason), limits.text)
+    elif isinstance(message, pb.Calibrate):
+        for name in ("image", "text"):
+            _statistics(name, getattr(message, name), limits)
+    elif isinstance(message, pb.Forward | pb.Ask):
+        _text(message.text, limits)
+        _coded("image", message.image, limits)
+        batch = len(message.text.lengths)
+        _require(message.image.shape[0] == batch, f"image: shape {list(message.image.shape)} for {batch} texts")
+        if isinstance(message, pb.Ask):
+            _require(message.max_new_tokens >= 1, "max_new_tokens: 0")
+            _at_most("max_new_tokens", message.max_new_tokens, limits.new_tokens)
+            _require(not any(message.text.answers), "text.answers: a question holds no answers")
+    elif isinstance(message, pb.Backward):
+        _require(math.isfinite(message.loss), f"loss: {message.loss}")
+        _coded("image", message.image, limits)
+        if message.HasField("text"):
+            _coded("text", message.text, limits)
+    elif isinstance(message, pb.Tokens):
+        _at_most("ids", len(message.ids), limits.batch)
+    _no_unknown_fields(message)  # last, when the number of parts is known to be small
+
+
+def _text(text: pb.Text, limits: Limits) -> None:
+    batch = len(text.lengths)
+    _require(batch >= 1, "text.lengths: empty")
+    _at_most("text.lengths", batch, limits.batch)
+    total = sum(text.lengths)
+    _at_most("text: tokens", total, limits.tokens)
+    _require(len(text.image_at) == batch, f"text.image_at: {len(text.image_at)} entries for {batch} texts")
+    for at, length in zip(text.image_at, text.lengths, strict=True):
+        _require(at <= length, f"text.image_at: {at} in a text of {length} tokens")
+    _require(len(text.answers) == -(-total // 8), f"text.answers: {len(text.answers)} bytes for {total} tokens")
+    padding = -total % 8
+    _require(not padding or not text.answers[-1] >> (8 - padding), "text.answers: padding is not zero")
+    if text.HasField("codes"):
+        _coded("text.codes", text.codes, limits)
+
+
+def _coded(name: str, coded: pb.Coded, limits: Limits) -> None:
+    shape = list(coded.shape)
+    _require(len(shape) >= 1, f"{name}: no shape")
+    _at_most(f"{name}: dimensions", len(shape), limits.rank)
+    _require(all(size >= 1 for size in shape), f"{name}: shape {shape} has an empty dimension")
+    _at_most(f"{name}: elements", math.prod(shape), limits.elements)
+
+
+def _statistics(name: str, statistics: pb.Statistics, limits: Limits) -> None:
+    mean, std = len(statistics.mean), len(statistics.std)
+    _require(mean == std and mean % 4 == 0, f"{name}: statistics of {mean} and {std} bytes")
+    _at_most(f"{name}: channels", mean // 4, limits.channels)
+
+
+def _no_unknown_fields(message: Any) -> None:
+    _require(len(UnknownFieldSet(message)) == 0, f"{type(message).__name__} has fields that this version does not know")
+    for field, value in message.ListFields():
+        if field.message_type is not None:
+            for part in [value] if isinstance(value, Message) else value:
+                if isinstance(part, Message):  # a map gives its keys
+                    _no_unknown_fields(part)
+
+
+def _require(held: bool, complaint: str) -> None:
+    if not held:
+        raise MalformedError(complaint)
+
+
+def _at_most(name: str, value: int, limit: int) -> None:
+    if value > limit:
+        raise LimitError(f"{name}: {value}; the limit is {limit}")

@@ -1,0 +1,21 @@
+"""What a message may be at the most. Everything is checked before memory is taken for it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Defaults fit a batch of 64 images of 729 tokens of 4096 channels."""
+
+    frame_bytes: int = 512 * 2**20
+    control_bytes: int = 2**20  # of messages without tensors; small, since protobuf unfolds two bytes into an object
+    rank: int = 4
+    elements: int = 2**28  # of one tensor
+    batch: int = 4096  # sequences of a message
+    tokens: int = 2**20  # of all sequences of a message
+    terms: int = 64
+    text: int = 4096  # characters of a term or a reason
+    channels: int = 65536
+    new_tokens: int = 4096

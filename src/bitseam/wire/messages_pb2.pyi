@@ -1,0 +1,205 @@
+from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class Purpose(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    PURPOSE_UNSPECIFIED: _ClassVar[Purpose]
+    TRAIN: _ClassVar[Purpose]
+    ASK: _ClassVar[Purpose]
+
+class Fault(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    FAULT_UNSPECIFIED: _ClassVar[Fault]
+    TERMS_DIFFER: _ClassVar[Fault]
+    BAD_MESSAGE: _ClassVar[Fault]
+    SERVER_ERROR: _ClassVar[Fault]
+    STOPPING: _ClassVar[Fault]
+PURPOSE_UNSPECIFIED: Purpose
+TRAIN: Purpose
+ASK: Purpose
+FAULT_UNSPECIFIED: Fault
+TERMS_DIFFER: Fault
+BAD_MESSAGE: Fault
+SERVER_ERROR: Fault
+STOPPING: Fault
+
+class Envelope(_message.Message):
+    __slots__ = ("hello", "welcome", "refuse", "calibrate", "ack", "forward", "backward", "checkpoint", "ask", "tokens", "goodbye")
+    HELLO_FIELD_NUMBER: _ClassVar[int]
+    WELCOME_FIELD_NUMBER: _ClassVar[int]
+    REFUSE_FIELD_NUMBER: _ClassVar[int]
+    CALIBRATE_FIELD_NUMBER: _ClassVar[int]
+    ACK_FIELD_NUMBER: _ClassVar[int]
+    FORWARD_FIELD_NUMBER: _ClassVar[int]
+    BACKWARD_FIELD_NUMBER: _ClassVar[int]
+    CHECKPOINT_FIELD_NUMBER: _ClassVar[int]
+    ASK_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    GOODBYE_FIELD_NUMBER: _ClassVar[int]
+    hello: Hello
+    welcome: Welcome
+    refuse: Refuse
+    calibrate: Calibrate
+    ack: Ack
+    forward: Forward
+    backward: Backward
+    checkpoint: Checkpoint
+    ask: Ask
+    tokens: Tokens
+    goodbye: Goodbye
+    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., welcome: _Optional[_Union[Welcome, _Mapping]] = ..., refuse: _Optional[_Union[Refuse, _Mapping]] = ..., calibrate: _Optional[_Union[Calibrate, _Mapping]] = ..., ack: _Optional[_Union[Ack, _Mapping]] = ..., forward: _Optional[_Union[Forward, _Mapping]] = ..., backward: _Optional[_Union[Backward, _Mapping]] = ..., checkpoint: _Optional[_Union[Checkpoint, _Mapping]] = ..., ask: _Optional[_Union[Ask, _Mapping]] = ..., tokens: _Optional[_Union[Tokens, _Mapping]] = ..., goodbye: _Optional[_Union[Goodbye, _Mapping]] = ...) -> None: ...
+
+class Coded(_message.Message):
+    __slots__ = ("shape", "payload")
+    SHAPE_FIELD_NUMBER: _ClassVar[int]
+    PAYLOAD_FIELD_NUMBER: _ClassVar[int]
+    shape: _containers.RepeatedScalarFieldContainer[int]
+    payload: bytes
+    def __init__(self, shape: _Optional[_Iterable[int]] = ..., payload: _Optional[bytes] = ...) -> None: ...
+
+class Hello(_message.Message):
+    __slots__ = ("version", "purpose", "terms")
+    class TermsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    PURPOSE_FIELD_NUMBER: _ClassVar[int]
+    TERMS_FIELD_NUMBER: _ClassVar[int]
+    version: int
+    purpose: Purpose
+    terms: _containers.ScalarMap[str, str]
+    def __init__(self, version: _Optional[int] = ..., purpose: _Optional[_Union[Purpose, str]] = ..., terms: _Optional[_Mapping[str, str]] = ...) -> None: ...
+
+class Welcome(_message.Message):
+    __slots__ = ("session", "step")
+    SESSION_FIELD_NUMBER: _ClassVar[int]
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    session: bytes
+    step: int
+    def __init__(self, session: _Optional[bytes] = ..., step: _Optional[int] = ...) -> None: ...
+
+class Difference(_message.Message):
+    __slots__ = ("field", "client", "server")
+    FIELD_FIELD_NUMBER: _ClassVar[int]
+    CLIENT_FIELD_NUMBER: _ClassVar[int]
+    SERVER_FIELD_NUMBER: _ClassVar[int]
+    field: str
+    client: str
+    server: str
+    def __init__(self, field: _Optional[str] = ..., client: _Optional[str] = ..., server: _Optional[str] = ...) -> None: ...
+
+class Refuse(_message.Message):
+    __slots__ = ("fault", "reason", "differences")
+    FAULT_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    DIFFERENCES_FIELD_NUMBER: _ClassVar[int]
+    fault: Fault
+    reason: str
+    differences: _containers.RepeatedCompositeFieldContainer[Difference]
+    def __init__(self, fault: _Optional[_Union[Fault, str]] = ..., reason: _Optional[str] = ..., differences: _Optional[_Iterable[_Union[Difference, _Mapping]]] = ...) -> None: ...
+
+class Statistics(_message.Message):
+    __slots__ = ("mean", "std")
+    MEAN_FIELD_NUMBER: _ClassVar[int]
+    STD_FIELD_NUMBER: _ClassVar[int]
+    mean: bytes
+    std: bytes
+    def __init__(self, mean: _Optional[bytes] = ..., std: _Optional[bytes] = ...) -> None: ...
+
+class Calibrate(_message.Message):
+    __slots__ = ("image", "text")
+    IMAGE_FIELD_NUMBER: _ClassVar[int]
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    image: Statistics
+    text: Statistics
+    def __init__(self, image: _Optional[_Union[Statistics, _Mapping]] = ..., text: _Optional[_Union[Statistics, _Mapping]] = ...) -> None: ...
+
+class Ack(_message.Message):
+    __slots__ = ("step",)
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    step: int
+    def __init__(self, step: _Optional[int] = ...) -> None: ...
+
+class Text(_message.Message):
+    __slots__ = ("lengths", "image_at", "answers", "ids", "codes")
+    LENGTHS_FIELD_NUMBER: _ClassVar[int]
+    IMAGE_AT_FIELD_NUMBER: _ClassVar[int]
+    ANSWERS_FIELD_NUMBER: _ClassVar[int]
+    IDS_FIELD_NUMBER: _ClassVar[int]
+    CODES_FIELD_NUMBER: _ClassVar[int]
+    lengths: _containers.RepeatedScalarFieldContainer[int]
+    image_at: _containers.RepeatedScalarFieldContainer[int]
+    answers: bytes
+    ids: bytes
+    codes: Coded
+    def __init__(self, lengths: _Optional[_Iterable[int]] = ..., image_at: _Optional[_Iterable[int]] = ..., answers: _Optional[bytes] = ..., ids: _Optional[bytes] = ..., codes: _Optional[_Union[Coded, _Mapping]] = ...) -> None: ...
+
+class Forward(_message.Message):
+    __slots__ = ("step", "micro", "last", "text", "image")
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    MICRO_FIELD_NUMBER: _ClassVar[int]
+    LAST_FIELD_NUMBER: _ClassVar[int]
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    IMAGE_FIELD_NUMBER: _ClassVar[int]
+    step: int
+    micro: int
+    last: bool
+    text: Text
+    image: Coded
+    def __init__(self, step: _Optional[int] = ..., micro: _Optional[int] = ..., last: _Optional[bool] = ..., text: _Optional[_Union[Text, _Mapping]] = ..., image: _Optional[_Union[Coded, _Mapping]] = ...) -> None: ...
+
+class Backward(_message.Message):
+    __slots__ = ("step", "micro", "loss", "answer_tokens", "image", "text")
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    MICRO_FIELD_NUMBER: _ClassVar[int]
+    LOSS_FIELD_NUMBER: _ClassVar[int]
+    ANSWER_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    IMAGE_FIELD_NUMBER: _ClassVar[int]
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    step: int
+    micro: int
+    loss: float
+    answer_tokens: int
+    image: Coded
+    text: Coded
+    def __init__(self, step: _Optional[int] = ..., micro: _Optional[int] = ..., loss: _Optional[float] = ..., answer_tokens: _Optional[int] = ..., image: _Optional[_Union[Coded, _Mapping]] = ..., text: _Optional[_Union[Coded, _Mapping]] = ...) -> None: ...
+
+class Checkpoint(_message.Message):
+    __slots__ = ("step",)
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    step: int
+    def __init__(self, step: _Optional[int] = ...) -> None: ...
+
+class Ask(_message.Message):
+    __slots__ = ("text", "image", "max_new_tokens")
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    IMAGE_FIELD_NUMBER: _ClassVar[int]
+    MAX_NEW_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    text: Text
+    image: Coded
+    max_new_tokens: int
+    def __init__(self, text: _Optional[_Union[Text, _Mapping]] = ..., image: _Optional[_Union[Coded, _Mapping]] = ..., max_new_tokens: _Optional[int] = ...) -> None: ...
+
+class Tokens(_message.Message):
+    __slots__ = ("ids", "last")
+    IDS_FIELD_NUMBER: _ClassVar[int]
+    LAST_FIELD_NUMBER: _ClassVar[int]
+    ids: _containers.RepeatedScalarFieldContainer[int]
+    last: bool
+    def __init__(self, ids: _Optional[_Iterable[int]] = ..., last: _Optional[bool] = ...) -> None: ...
+
+class Goodbye(_message.Message):
+    __slots__ = ("reason",)
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    reason: str
+    def __init__(self, reason: _Optional[str] = ...) -> None: ...

@@ -1,0 +1,60 @@
+from typing import Any
+
+import pytest
+import torch
+
+from bitseam.codecs import Fp16, Uniform, canonical, codec_from_config
+from bitseam.errors import CodecError, NonFiniteError
+
+
+def test_canonical_is_one_text_for_one_codec() -> None:
+    text = '{"clip":2.0,"id":"uniform","levels":4}'
+    assert canonical({"levels": 4, "id": "uniform", "clip": 2}) == text
+    assert canonical({"clip": 2.0, "levels": 4, "id": "uniform"}) == text
+    assert canonical({"id": "stochastic", "levels": 4}) == '{"block":"token","id":"stochastic","levels":4}'
+
+
+@pytest.mark.parametrize(
+    ("config", "named"),
+    [
+        ({"id": "zip"}, ["'zip'", "fp32, fp16, bf16, uniform, stochastic"]),
+        ({}, ["None"]),
+        ({"id": ["fp32"]}, ["fp32"]),
+        ({"id": "fp16", "levels": 4}, ["'levels'", "known: none"]),
+        ({"id": "uniform", "levels": 4, "clip": 1.0, "cilp": 2.0}, ["'cilp'", "levels, clip"]),
+        ({"id": "uniform", "levels": 4}, ["'clip'"]),
+        ({"id": "uniform", "levels": 1, "clip": 1.0}, ["levels"]),
+        ({"id": "uniform", "levels": 4, "clip": None}, ["clip"]),
+        ({"id": "stochastic", "levels": 4, "block": 0}, ["block"]),
+    ],
+)
+def test_what_is_wrong_is_named(config: dict[str, Any], named: list[str]) -> None:
+    with pytest.raises(CodecError) as error:
+        codec_from_config(config)
+    assert all(name in str(error.value) for name in named)
+
+
+def test_float16_overflow_is_refused_with_the_value() -> None:
+    with pytest.raises(NonFiniteError, match=r"70000 at index \(1,\) overflows fp16"):
+        Fp16().encode(torch.tensor([1.0, 70000.0]))
+
+
+def test_a_payload_with_infinity_is_refused() -> None:
+    with pytest.raises(NonFiniteError, match="payload of codec fp16"):
+        Fp16().decode(bytes.fromhex("003c007c"), (2,))
+
+
+@pytest.mark.parametrize(
+    ("levels", "count", "payload"), [(2, 7, "80"), (4, 7, "00c0"), (16, 3, "1011"), (5, 3, "7d"), (8, 2, "40")]
+)
+def test_padding_that_no_encoder_makes_is_refused(levels: int, count: int, payload: str) -> None:
+    with pytest.raises(CodecError, match=r"padding|word"):
+        Uniform(levels, 1.0).decode(bytes.fromhex(payload), (count,))
+
+
+@pytest.mark.parametrize("levels", [3, 4])
+def test_a_tensor_of_many_chunks(levels: int) -> None:
+    x = torch.randn(3 * 2**16 + 5, generator=torch.Generator().manual_seed(0))
+    codec, tail = Uniform(levels, 1.4), slice(2**17, None)
+    decoded = codec.decode(codec.encode(x), x.shape)
+    assert torch.equal(decoded[tail], codec.decode(codec.encode(x[tail]), x[tail].shape))

@@ -1,0 +1,132 @@
+"""Checkpoints of the halves, and the model they merge into."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import Tiny, make_recipe
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from bitseam.errors import ModelError
+from bitseam.parties.checkpoint import (
+    Identity,
+    build_client,
+    build_server,
+    load_client,
+    load_server,
+    newest,
+    save_client,
+    save_server,
+)
+from bitseam.parties.merge import BitseamModel, merge
+from bitseam.parties.text import Prompter
+
+KINDS = [
+    {},
+    {"client__tune_vision": True},
+    {"server__tune": "lora"},
+    {"server__tune": "frozen"},
+    {"seam__text": "codes", "seam__text_up__clip": 3.0},
+    {"llava": True},
+]
+
+
+def saved(tiny: Tiny, out: Path, kind: dict) -> tuple[Path, Path]:
+    """Two halves with weights unlike any fresh ones, written."""
+    kind = dict(kind)
+    if kind.pop("llava", False):
+        kind |= {"client__checkpoint": tiny.llava, "server__checkpoint": tiny.llava}
+    recipe = make_recipe(tiny, **kind)
+    client, server = build_client(recipe, str), build_server(recipe, str)
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for parameter in [*client.parameters(), *server.parameters()]:
+            if parameter.requires_grad:
+                parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.05)
+    client.image_quantizer.calibrate(torch.randn(9, 32, generator=generator))
+    if client.text_quantizer is not None:
+        client.text_quantizer.calibrate(torch.randn(9, 32, generator=generator))
+    return save_client(client, recipe, Identity("ab", 3), out), save_server(server, recipe, Identity("ab", 3), out)
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_what_is_written_is_read_and_merges(tiny: Tiny, tmp_path: Path, kind: dict) -> None:
+    client_folder, server_folder = saved(tiny, tmp_path, kind)
+    client, recipe, identity = load_client(client_folder, str)
+    server, _, other = load_server(server_folder, str)
+    assert identity == other == Identity("ab", 3)
+    again = save_client(client, recipe, identity, tmp_path / "again")
+    for name, tensor in load_file(client_folder / "model.safetensors").items():
+        assert torch.equal(load_file(again / "model.safetensors")[name], tensor), name
+
+    client.eval(), server.eval()
+    image = Image.effect_noise((60, 60), 80).convert("RGB")
+    text = Prompter(recipe.text).batch(["is this a cat ?"], ["yes"])
+    with torch.no_grad():
+        prompt = client.text(text)
+        levels = client.image(client.vision.features(client.vision.pixels([image]))).levels
+        split, _ = server.answer_logits(text, levels, prompt.levels if prompt is not None else None)
+        merge(client_folder, server_folder, tmp_path / "merged", str)
+        whole = BitseamModel.from_pretrained(tmp_path / "merged").eval()
+        unsplit = whole(whole.client.vision.pixels([image]), text).logits
+    torch.testing.assert_close(unsplit, split, rtol=1e-4, atol=1e-5)
+    assert isinstance(whole.answer(image, "is this a cat ?", 4), str)
+
+
+def test_halves_of_different_runs_do_not_merge(tiny: Tiny, tmp_path: Path) -> None:
+    client, server = saved(tiny, tmp_path, {})
+    model, recipe, _ = load_server(server, str)
+    other = save_server(model, recipe, Identity("ab", 4), tmp_path)
+    with pytest.raises(ModelError, match=r"ab@3.*ab@4.*not two halves of one model"):
+        merge(client, other, tmp_path / "merged", str)
+
+
+def test_only_the_newest_two_stay(tiny: Tiny, tmp_path: Path) -> None:
+    recipe = make_recipe(tiny)
+    model = build_client(recipe, str)
+    model.image_quantizer.calibrate(torch.randn(9, 32))
+    for step in (1, 2, 3, 2000000):
+        save_client(model, recipe, Identity("ab", step), tmp_path)
+    assert [path.name for path in sorted((tmp_path / "client").iterdir())] == ["step-000003", "step-2000000"]
+    assert newest(tmp_path, "client").name == "step-2000000"
+
+
+def test_a_write_that_fails_leaves_the_last_checkpoint(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client_folder, _ = saved(tiny, tmp_path, {})
+    model, recipe, _ = load_client(client_folder, str)
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("bitseam.parties.checkpoint.save_file", full)
+    with pytest.raises(ModelError, match=r"step 4 could not be written.*No space left"):
+        save_client(model, recipe, Identity("ab", 4), tmp_path)
+    assert [path.name for path in (tmp_path / "client").iterdir()] == ["step-000003"]
+    load_client(client_folder, str)
+
+
+@pytest.mark.parametrize("damage", ["absent", "cut", "foreign", "no config"])
+def test_damaged_checkpoints_are_named(tiny: Tiny, tmp_path: Path, damage: str) -> None:
+    folder, _ = saved(tiny, tmp_path, {})
+    path = folder / "model.safetensors"
+    if damage == "absent":
+        path.unlink()
+    elif damage == "cut":
+        path.write_bytes(path.read_bytes()[:100])
+    elif damage == "foreign":
+        save_file({"other": torch.zeros(1)}, path)
+    else:
+        shutil.rmtree(folder)
+    with pytest.raises(ModelError, match=str(folder)):
+        load_client(folder, str)
+
+
+def test_no_checkpoint_is_said(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="no checkpoint there; train first"):
+        newest(tmp_path, "client")

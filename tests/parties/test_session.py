@@ -1,0 +1,228 @@
+"""Both sessions over the in-memory transport: the same code as over gRPC, without the sockets."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import Tiny, make_recipe
+from torch import Tensor
+
+from bitseam import config
+from bitseam.errors import BitseamError, NonFiniteError, PeerGoneError, RefusedError
+from bitseam.parties.checkpoint import build_client
+from bitseam.parties.client import ClientSession
+from bitseam.parties.optimise import Stepper
+from bitseam.parties.seam import build_seam, terms
+from bitseam.parties.server import ServerParty, ServerSession
+from bitseam.parties.text import Prompter, TextBatch
+from bitseam.serve.server import build_party
+from bitseam.train import train
+from bitseam.transport import memory_pair
+
+IDENTITY = {"seam__image_up__quantizer": "fp32", "seam__image_down__codec": "fp32"}
+QUESTIONS = ["is this a cat ?", "dog ?", "what is there ?", "this a dog ?"]
+ANSWERS = ["yes", "a red cat", "no", "blue"]
+
+
+@dataclass
+class Pair:
+    client: ClientSession
+    party: ServerParty
+    session: ServerSession
+    failure: list[BaseException]
+
+
+@contextmanager
+def pair(recipe: config.Recipe, **told: str) -> Iterator[Pair]:
+    """A client session with its server in a thread; `told` overrides terms that the client tells."""
+    torch.manual_seed(7)
+    party = build_party(recipe, str)
+    model = build_client(recipe, str)
+    left, right = memory_pair()
+    session, failure = ServerSession(party, right), []
+
+    def run() -> None:
+        try:
+            session.run()
+        except BitseamError as error:
+            failure.append(error)
+        finally:
+            right.close()
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    prompter = Prompter(recipe.text)
+    agreed = terms(recipe, prompter.vocabulary, prompter.fingerprint, "fresh", training=True) | told
+    try:
+        with ClientSession(model, build_seam(recipe.seam), left, prompter.vocabulary) as client:
+            client.open({k: v for k, v in agreed.items() if v}, training=True)
+            yield Pair(client, party, session, failure)
+    finally:
+        thread.join(timeout=30)
+        assert not thread.is_alive()
+
+
+def batches(recipe: config.Recipe, client: ClientSession) -> Callable[[int], tuple[Tensor, TextBatch]]:
+    """Two questions a micro-batch, each with an image of its own."""
+    prompter = Prompter(recipe.text)
+    size = recipe.train.batch
+
+    def draw(number: int) -> tuple[Tensor, TextBatch]:
+        pixels = torch.randn(4, 3, 56, 56, generator=torch.Generator().manual_seed(number * size // 4))
+        pick = [(number * size + i) % 4 for i in range(size)]
+        text = prompter.batch([QUESTIONS[i] for i in pick], [ANSWERS[i] for i in pick])
+        return client.model.vision.features(pixels[pick]), text
+
+    return draw
+
+
+def weights(module: torch.nn.Module) -> dict[str, Tensor]:
+    return {name: p.detach().clone() for name, p in module.named_parameters() if p.requires_grad}
+
+
+def test_identity_split_training_is_unsplit_training(tiny: Tiny, tmp_path: Path) -> None:
+    recipe = make_recipe(tiny, **IDENTITY, out=str(tmp_path))
+    with pair(recipe) as split:
+        train(split.client, recipe, split.party.run, batches(recipe, split.client), tmp_path)
+        trained = weights(split.client.model) | weights(split.party.model)
+
+    torch.manual_seed(7)
+    server = build_party(recipe, str).model
+    client = build_client(recipe, str)
+    steppers = [
+        Stepper(client.parameters(), recipe.client.rate, recipe.train),
+        Stepper(server.parameters(), recipe.server.rate, recipe.train),
+    ]
+    fresh = ClientSession(client, build_seam(recipe.seam), memory_pair()[0], 17)
+    draw = batches(recipe, fresh)
+    for step in range(recipe.train.steps):
+        features, text = draw(step)
+        server.loss(text, client.image(features).levels).backward()
+        for stepper in steppers:
+            stepper.step(int(text.answers.sum()))
+    unsplit = weights(client) | weights(server)
+    assert unsplit.keys() == trained.keys()
+    for name, weight in unsplit.items():
+        torch.testing.assert_close(trained[name], weight, rtol=1e-5, atol=1e-7, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def test_accumulated_micro_batches_are_one_large_batch(tiny: Tiny, tmp_path: Path) -> None:
+    ended = []
+    for batch, accumulate in ((4, 1), (2, 2)):
+        recipe = make_recipe(tiny, **IDENTITY, train__batch=batch, train__accumulate=accumulate, train__steps=2)
+        out = tmp_path / str(batch)
+        with pair(replace(recipe, out=str(out))) as split:
+            train(split.client, recipe, split.party.run, batches(recipe, split.client), out)
+            ended.append(weights(split.client.model) | weights(split.party.model))
+    for name in ended[0]:
+        torch.testing.assert_close(ended[0][name], ended[1][name], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "seam",
+    [
+        {},
+        {"seam__image_up__levels": 3, "seam__image_up__channels": 20, "seam__image_down__block": 16},
+        {"seam__image_up__quantizer": "rd-fsq-tensor", "seam__image_down__codec": "bf16"},
+        {"seam__text": "codes", "seam__text_up__levels": 8, "seam__text_up__clip": 3.0},
+        {"train__autocast": "bf16"},
+        {"server__tune": "lora"},
+        {"server__tune": "frozen"},
+        {"client__tune_vision": True},
+    ],
+)
+def test_every_kind_of_seam_learns(tiny: Tiny, tmp_path: Path, seam: dict[str, Any]) -> None:
+    rates = {"client__rate": 1e-2, "server__rate": 1e-2, "train__steps": 30, "train__checkpoint_every": 100}
+    recipe = make_recipe(tiny, **rates, **seam, out=str(tmp_path))
+    losses: list[float] = []
+    with pair(recipe) as split:
+        split.party.on_step = lambda report: losses.append(report.loss)
+        train(split.client, recipe, split.party.run, batches(recipe, split.client), tmp_path)
+    assert len(losses) == 30
+    assert sum(losses[-4:]) < 0.98 * sum(losses[:4]), losses
+
+
+def test_ledger_counts_every_byte(tiny: Tiny, tmp_path: Path) -> None:
+    recipe = make_recipe(tiny, out=str(tmp_path))
+    with pair(recipe) as split:
+        train(split.client, recipe, split.party.run, batches(recipe, split.client), tmp_path)
+        sent, received = split.client.channel.socket_bytes() or (0, 0)
+        mine = split.client.ledger
+        assert (mine.total("up").bytes, mine.total("down").bytes) == (sent, received)
+        assert mine.total("up").bytes == split.session.ledger.total("up").bytes
+        image = mine.entries["up", "Forward", "image (uniform)"]
+        tokens = split.client.model.vision.tokens
+        assert image.messages == 4
+        assert image.bytes == 4 * 2 * tokens * 32 // 4  # steps x batch x tokens x channels at 2 bits
+        assert image.fp16_bytes == 8 * image.bytes
+
+
+def test_asking_gives_the_same_answers_alone_and_in_company(tiny: Tiny) -> None:
+    recipe = make_recipe(tiny)
+    with pair(recipe) as split:
+        features, text = batches(recipe, split.client)(0)
+        split.client.calibrate(features, text)
+        prompter = Prompter(recipe.text)
+        both = list(zip(*split.client.ask(features, prompter.batch(QUESTIONS[:2]), 5), strict=True))
+        for i in range(2):
+            alone = next(zip(*split.client.ask(features[i : i + 1], prompter.batch([QUESTIONS[i]]), 5), strict=True))
+            assert prompter.decode(alone) == prompter.decode(both[i])
+
+
+@pytest.mark.parametrize(
+    ("term", "value"),
+    [
+        ("codec.image.up", '{"id":"fp16"}'),
+        ("text.tokenizer", "0123456789abcdef"),
+        ("model.weights", "feedbeef@7"),
+        ("train.steps", "5"),
+        ("seam.width", ""),
+    ],
+)
+def test_a_difference_is_refused_by_name_on_both_sides(tiny: Tiny, term: str, value: str) -> None:
+    refused: list[Pair] = []
+    with pytest.raises(RefusedError, match=term) as caught, pair(make_recipe(tiny), **{term: value}) as split:
+        refused.append(split)
+    assert not refused
+    assert (value or "(absent)") in str(caught.value)
+
+
+def test_nan_features_stop_both_sides_with_the_reason(tiny: Tiny) -> None:
+    recipe = make_recipe(tiny)
+    with pytest.raises(NonFiniteError), pair(recipe) as split:
+        features, text = batches(recipe, split.client)(0)
+        split.client.calibrate(features, text)
+        before = weights(split.party.model)
+        features[0, 0, 0] = float("nan")
+        split.client.step(1, 0, True, features, text, 0.25)
+    assert isinstance(split.failure[0], PeerGoneError)
+    assert "NonFiniteError" in str(split.failure[0])
+    after = weights(split.party.model)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_a_step_out_of_order_is_refused(tiny: Tiny) -> None:
+    recipe = make_recipe(tiny)
+    with pytest.raises(RefusedError, match="step 9 where 1 is due"), pair(recipe) as split:
+        features, text = batches(recipe, split.client)(0)
+        split.client.calibrate(features, text)
+        split.client.step(9, 0, True, features, text, 0.25)
+    assert "step 9 where 1 is due" in str(split.failure[0])
+
+
+def test_codes_of_another_shape_are_refused(tiny: Tiny) -> None:
+    recipe = make_recipe(tiny)
+    with pytest.raises(RefusedError, match="image codes: shape"), pair(recipe) as split:
+        features, text = batches(recipe, split.client)(0)
+        split.client.calibrate(features, text)
+        split.client.model.image_quantizer.forward = lambda x: type(
+            "Q", (), {"levels": torch.zeros(2, 4, 31), "distortion": torch.zeros(())}
+        )()
+        split.client.step(1, 0, True, features, text, 0.25)

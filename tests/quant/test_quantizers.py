@@ -1,0 +1,223 @@
+"""What all quantizers share, then RD-FSQ, ours and the paper's, and the float formats."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from bitseam.errors import CodecError, NonFiniteError
+from bitseam.quant import RDFSQ, Float, LevelProjection, Quantizer, TensorRDFSQ, semi_orthogonal
+from bitseam.quant.uniform import level_values
+
+WIDTH = 8
+
+
+def features(seed: int = 0, batch: int = 3, width: int = WIDTH) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    spread = torch.linspace(0.2, 5, width)
+    return torch.randn(batch, 16, width, generator=generator) * spread + spread.flip(0)
+
+
+def rd_fsq(channels: int = WIDTH, levels: int = 4, clip: float = 1.49, width: int = WIDTH) -> RDFSQ:
+    quantizer = RDFSQ(width, channels, levels, clip)
+    quantizer.calibrate(features(100, width=width))
+    return quantizer
+
+
+def tensor_rd_fsq() -> TensorRDFSQ:
+    torch.manual_seed(0)
+    return TensorRDFSQ(WIDTH, WIDTH, 4)
+
+
+QUANTIZERS: list[Callable[[], Quantizer]] = [
+    rd_fsq,
+    lambda: rd_fsq(channels=5, levels=3),
+    tensor_rd_fsq,
+    lambda: Float(WIDTH, torch.float32),
+    lambda: Float(WIDTH, torch.float16),
+    lambda: Float(WIDTH, torch.bfloat16),
+]
+every = pytest.mark.parametrize("make", QUANTIZERS, ids=["rd", "rd-narrow", "rd-tensor", "fp32", "fp16", "bf16"])
+
+
+@every
+@pytest.mark.parametrize("leading", [(), (0,), (1,), (2, 3, 5)])
+def test_any_leading_dimensions(make: Callable[[], Quantizer], leading: tuple[int, ...]) -> None:
+    quantizer = make()
+    out = quantizer(torch.randn(*leading, WIDTH))
+    assert out.levels.shape == (*leading, quantizer.channels)
+    assert out.distortion.shape == ()
+    assert torch.isfinite(out.distortion)
+
+
+@every
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+def test_not_finite_is_refused_with_count_and_place(make: Callable[[], Quantizer], bad: float) -> None:
+    x = features()
+    x[1, 2, 3] = x[2, 0, 0] = bad
+    with pytest.raises(NonFiniteError, match=r"2 of 384 .* \(1, 2, 3\)"):
+        make()(x)
+
+
+@every
+def test_another_width_is_refused(make: Callable[[], Quantizer]) -> None:
+    with pytest.raises(CodecError, match="width 8"):
+        make()(torch.zeros(2, 7))
+
+
+@every
+def test_works_in_float32_under_autocast_and_on_bfloat16(make: Callable[[], Quantizer]) -> None:
+    x = features().bfloat16()
+    quantizer = make().eval()
+    plain = quantizer(x.float())
+    with torch.autocast("cpu", torch.bfloat16):
+        out = quantizer(x)
+    assert out.levels.dtype == out.distortion.dtype == torch.float32
+    assert torch.equal(out.levels, plain.levels)
+    assert torch.equal(out.distortion, plain.distortion)
+
+
+@every
+def test_is_differentiable_to_the_features_and_every_parameter(make: Callable[[], Quantizer]) -> None:
+    quantizer = make().train()
+    x = features().requires_grad_()
+    out = quantizer(x)
+    (out.levels.square().sum() + 0.25 * out.distortion).backward()
+    for name, tensor in [("features", x), *quantizer.named_parameters()]:
+        assert tensor.grad is not None, name
+        assert tensor.grad.abs().sum() > 0, name
+
+
+def test_levels_are_the_table_to_the_last_bit() -> None:
+    out = rd_fsq(levels=5, clip=1.7).train()(features())
+    assert torch.isin(out.levels, level_values(5, 1.7)).all()
+    assert out.levels.unique().numel() == 5
+
+
+def test_gradient_is_straight_through_inside_the_clip_and_zero_outside() -> None:
+    quantizer = rd_fsq(clip=1.0).eval()
+    x = features().requires_grad_()
+    weight = torch.randn(3, 16, WIDTH, generator=torch.Generator().manual_seed(1))
+    (quantizer(x).levels * weight).sum().backward()
+    mean, std = quantizer.statistics()
+    inside = ((x - mean) / std).abs() <= 1
+    assert 0.2 < inside.float().mean() < 0.8
+    torch.testing.assert_close(x.grad, torch.where(inside, weight / std, 0))
+
+
+def test_distortion_is_the_mean_angle_between_normalised_features_and_levels() -> None:
+    quantizer = rd_fsq().eval()
+    x = features()
+    mean, std = quantizer.statistics()
+    z, out = (x - mean) / std, quantizer(x)
+    cosine = (z * out.levels).sum(-1) / (z.norm(dim=-1) * out.levels.norm(dim=-1))
+    torch.testing.assert_close(out.distortion, (1 - cosine).mean())
+    assert 0.01 < out.distortion < 0.2
+
+
+def test_an_image_is_coded_alike_whatever_its_neighbours() -> None:
+    quantizer = rd_fsq().train()
+    x, others = features(), features(seed=7) * 10 + 3
+    mixed = torch.cat([x[:1], others[1:]])
+    state = {name: value.clone() for name, value in quantizer.state_dict().items()}
+    codes = []
+    for batch in (x, mixed, x[:1]):
+        quantizer.load_state_dict(state)
+        codes.append(quantizer(batch).levels[0])
+    assert torch.equal(codes[0], codes[1])
+    assert torch.equal(codes[0], codes[2])
+
+
+def test_the_papers_variant_breaks_that() -> None:
+    quantizer = tensor_rd_fsq()
+    x, others = features(), features(seed=7) * 10 + 3
+    alone, mixed = quantizer(x).levels[0], quantizer(torch.cat([x[:1], others[1:]])).levels[0]
+    assert (alone != mixed).float().mean() > 0.2
+
+
+def test_weights_that_diverged_are_refused_and_spoil_no_statistics() -> None:
+    quantizer = rd_fsq().train()
+    mean = quantizer.normalise.mean.clone()
+    with torch.no_grad():
+        quantizer.project.weight[0, 0] = float("nan")
+    with pytest.raises(NonFiniteError, match="projected features"):
+        quantizer(features())
+    assert torch.equal(quantizer.normalise.mean, mean)
+
+
+def test_uncalibrated_is_refused() -> None:
+    quantizer = RDFSQ(4, 4, 4, 1.5)
+    with pytest.raises(CodecError, match="calibrate"):
+        quantizer(torch.zeros(2, 4))
+    with pytest.raises(CodecError, match="calibrate"):
+        quantizer.statistics()
+
+
+@pytest.mark.parametrize("channels", [0, 5])
+def test_channels_from_one_to_the_width(channels: int) -> None:
+    with pytest.raises(CodecError, match="channels"):
+        RDFSQ(4, channels, 4, 1.5)
+
+
+@pytest.mark.parametrize(("channels", "width"), [(1, 1), (1, 9), (3, 8), (7, 8), (64, 1280)])
+def test_semi_orthogonal(channels: int, width: int) -> None:
+    matrix = semi_orthogonal(channels, width)
+    assert matrix.shape == (channels, width)
+    gram = matrix.double() @ matrix.double().T
+    torch.testing.assert_close(gram, torch.eye(channels).double(), atol=5e-7, rtol=0)
+    assert torch.equal(matrix, semi_orthogonal(channels, width))
+    assert torch.equal(semi_orthogonal(width, width), torch.eye(width))
+
+
+def test_projection_undoes_the_quantizer_when_levels_are_fine() -> None:
+    quantizer, projection = rd_fsq(levels=4096, clip=6.0).eval(), LevelProjection(WIDTH, WIDTH)
+    projection.calibrate(*quantizer.statistics())
+    x = features()
+    torch.testing.assert_close(projection(quantizer(x).levels), x, atol=2e-2, rtol=0)
+
+
+def test_projection_of_fewer_channels_is_the_orthogonal_projection() -> None:
+    quantizer, projection = rd_fsq(channels=5, levels=4096, clip=6.0).eval(), LevelProjection(5, WIDTH)
+    projection.calibrate(*quantizer.statistics())
+    x, basis = features(), semi_orthogonal(5, WIDTH)
+    torch.testing.assert_close(projection(quantizer(x).levels), x @ basis.T @ basis, atol=2e-2, rtol=0)
+
+
+def test_projection_refuses_bad_statistics() -> None:
+    projection, ones = LevelProjection(5, WIDTH), torch.ones(5)
+    with pytest.raises(CodecError, match="std has shape"):
+        projection.calibrate(ones, torch.ones(6))
+    with pytest.raises(NonFiniteError, match="mean"):
+        projection.calibrate(ones * float("nan"), ones)
+    with pytest.raises(CodecError, match="positive"):
+        projection.calibrate(ones, ones * 0)
+
+
+def test_float32_is_the_identity() -> None:
+    x = features().requires_grad_()
+    out = Float(WIDTH, torch.float32)(x)
+    assert torch.equal(out.levels, x)
+    assert out.distortion == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_float_formats_round_forward_and_not_backward(dtype: torch.dtype) -> None:
+    x = features().requires_grad_()
+    levels = Float(WIDTH, dtype)(x).levels
+    assert torch.equal(levels, x.to(dtype).float())
+    gradient = torch.full_like(levels, 1e-12) * features(1)  # fp16 would flush this to zero
+    levels.backward(gradient)
+    assert x.grad is not None
+    assert torch.equal(x.grad, gradient)
+
+
+def test_float16_overflow_is_refused_with_the_value() -> None:
+    x = features()
+    x[0, 1, 2] = -70000
+    with pytest.raises(NonFiniteError, match=r"-70000 at index \(0, 1, 2\) overflows fp16"):
+        Float(WIDTH, torch.float16)(x)
+
+
+def test_other_float_formats_are_refused() -> None:
+    with pytest.raises(CodecError, match="fp32, fp16, bf16"):
+        Float(4, torch.float64)

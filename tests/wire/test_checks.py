@@ -1,0 +1,176 @@
+"""What a message may hold: every rule broken once, every limit at its bound and one over."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from wire_examples import DIFFERENCE, GOLDEN, IMAGE, TEXT, due, listener_at, wrap
+
+from bitseam.errors import LimitError, MalformedError, WireError
+from bitseam.wire import Limits, same_terms
+from bitseam.wire import messages_pb2 as pb
+
+
+def changed(kind: type[Any], change: Callable[[Any], Any]) -> Any:
+    message = kind()
+    message.CopyFrom(GOLDEN[kind][0])
+    change(message)
+    return message
+
+
+def hear(message: Any, limits: Limits | None = None) -> None:
+    listener = listener_at(due(type(message)), message)
+    if limits is not None:
+        listener._limits = limits
+    state = listener.state
+    try:
+        listener.receive(wrap(message))
+    except WireError:
+        assert listener.state == state
+        raise
+
+
+MALFORMED: list[tuple[str, type[Any], Callable[[Any], Any]]] = [
+    ("purpose: 0 is unknown", pb.Hello, lambda m: m.ClearField("purpose")),
+    ("purpose: 9 is unknown", pb.Hello, lambda m: setattr(m, "purpose", 9)),
+    ("session: 15 bytes", pb.Welcome, lambda m: setattr(m, "session", bytes(15))),
+    ("session: 17 bytes", pb.Welcome, lambda m: setattr(m, "session", bytes(17))),
+    ("fault: 0 is unknown", pb.Refuse, lambda m: m.ClearField("fault")),
+    ("fault: 5 is unknown", pb.Refuse, lambda m: setattr(m, "fault", 5)),
+    ("image: statistics of 4 and 8 bytes", pb.Calibrate, lambda m: setattr(m.image, "std", bytes(8))),
+    ("text: statistics of 3 and 3", pb.Calibrate, lambda m: m.text.MergeFrom(pb.Statistics(mean=b"abc", std=b"abc"))),
+    ("text.lengths: empty", pb.Forward, lambda m: m.ClearField("text")),
+    ("text.image_at: 1 entries for 2 texts", pb.Forward, lambda m: m.text.image_at.pop()),
+    ("text.image_at: 6 in a text of 5", pb.Forward, lambda m: m.text.image_at.__setitem__(1, 6)),
+    ("text.answers: 1 bytes for 9 tokens", pb.Forward, lambda m: setattr(m.text, "answers", b"\0")),
+    ("text.answers: 3 bytes for 9 tokens", pb.Forward, lambda m: setattr(m.text, "answers", b"\0\0\0")),
+    ("text.answers: padding", pb.Forward, lambda m: setattr(m.text, "answers", b"\0\2")),
+    ("text.codes: no shape", pb.Forward, lambda m: m.text.codes.MergeFrom(pb.Coded(payload=b"x"))),
+    ("image: no shape", pb.Forward, lambda m: m.ClearField("image")),
+    ("image: shape .* empty dimension", pb.Forward, lambda m: m.image.shape.__setitem__(2, 0)),
+    ("for 2 texts", pb.Forward, lambda m: m.image.shape.__setitem__(0, 3)),
+    ("loss: nan", pb.Backward, lambda m: setattr(m, "loss", float("nan"))),
+    ("loss: -inf", pb.Backward, lambda m: setattr(m, "loss", float("-inf"))),
+    ("image: no shape", pb.Backward, lambda m: m.ClearField("image")),
+    ("text: no shape", pb.Backward, lambda m: m.text.SetInParent()),
+    ("max_new_tokens: 0", pb.Ask, lambda m: setattr(m, "max_new_tokens", 0)),
+    ("a question holds no answers", pb.Ask, lambda m: setattr(m.text, "answers", b"\1\0")),
+    ("for 2 texts", pb.Ask, lambda m: m.image.shape.__setitem__(0, 3)),
+]
+
+
+@pytest.mark.parametrize(("complaint", "kind", "change"), MALFORMED)
+def test_a_broken_rule_is_named(complaint: str, kind: type[Any], change: Callable[[Any], Any]) -> None:
+    message = changed(kind, change)
+    side = "client" if listener_at(due(kind), message).role == "server" else "server"
+    with pytest.raises(MalformedError, match=f"the {side} sent a {kind.__name__} where .*{complaint}"):
+        hear(message)
+
+
+UNKNOWN = b"\xfa\x7f\x01x"  # field 2047, one byte
+
+
+@pytest.mark.parametrize(
+    "message",
+    [pb.Ack(step=1), GOLDEN[pb.Forward][0], pb.Refuse(fault=pb.STOPPING, differences=[DIFFERENCE])],
+    ids=["message", "message of a message", "message of a list"],
+)
+def test_unknown_fields_are_refused_at_every_depth(message: Any) -> None:
+    hear(message)
+    part = {"Ack": lambda m: m, "Forward": lambda m: m.text, "Refuse": lambda m: m.differences[0]}
+    copy = type(message)()
+    copy.CopyFrom(message)
+    part[type(message).__name__](copy).MergeFromString(UNKNOWN)
+    with pytest.raises(MalformedError, match="fields that this version does not know"):
+        hear(copy)
+
+
+def tokens(total: int) -> pb.Forward:
+    text = pb.Text(lengths=[total - 1, 1], image_at=[0, 0], answers=bytes(-(-total // 8)))
+    return pb.Forward(step=1, text=text, image=IMAGE)
+
+
+def batch(size: int) -> pb.Forward:
+    text = pb.Text(lengths=[1] * size, image_at=[0] * size, answers=bytes(-(-size // 8)))
+    return pb.Forward(step=1, text=text, image=pb.Coded(shape=[size, 1]))
+
+
+def image(*shape: int) -> pb.Forward:
+    return pb.Forward(step=1, text=TEXT, image=pb.Coded(shape=[2, *shape]))
+
+
+def hello(terms: dict[str, str]) -> pb.Hello:
+    return pb.Hello(version=1, purpose=pb.TRAIN, terms=terms)
+
+
+def statistics(channels: int) -> pb.Calibrate:
+    return pb.Calibrate(image=pb.Statistics(mean=bytes(4 * channels), std=bytes(4 * channels)))
+
+
+# name of the limit, a value for it, a message at the limit, a message one over it
+LIMITS: list[tuple[str, int, Any, Any]] = [
+    ("terms", 2, hello({"a": "", "b": ""}), hello({"a": "", "b": "", "c": ""})),
+    ("text", 6, hello({"abc": "def"}), hello({"abc": "defg"})),
+    ("text", 6, pb.Goodbye(reason="a" * 6), pb.Goodbye(reason="a" * 7)),
+    ("text", 6, pb.Refuse(fault=2, reason="a" * 6), pb.Refuse(fault=2, reason="a" * 7)),
+    (
+        "text",
+        6,
+        pb.Refuse(fault=1, differences=[pb.Difference(server="a" * 6)]),
+        pb.Refuse(fault=1, differences=[pb.Difference(server="a" * 7)]),
+    ),
+    (
+        "terms",
+        1,
+        pb.Refuse(fault=1, differences=[DIFFERENCE] * 2),  # both sides' terms may differ
+        pb.Refuse(fault=1, differences=[DIFFERENCE] * 3),
+    ),
+    ("channels", 3, statistics(3), statistics(4)),
+    ("batch", 2, batch(2), batch(3)),
+    ("batch", 2, pb.Tokens(ids=[1, 1]), pb.Tokens(ids=[1, 1, 1])),
+    ("tokens", 17, tokens(17), tokens(18)),
+    ("rank", 3, image(1, 1), image(1, 1, 1)),
+    ("elements", 12, image(2, 3), image(7)),
+    (
+        "elements",
+        12,
+        pb.Backward(step=1, micro=2, image=pb.Coded(shape=[12])),
+        pb.Backward(step=1, micro=2, image=pb.Coded(shape=[13])),
+    ),
+    ("new_tokens", 8, GOLDEN[pb.Ask][0], changed(pb.Ask, lambda m: setattr(m, "max_new_tokens", 9))),
+]
+
+
+@pytest.mark.parametrize(("name", "value", "at", "over"), LIMITS)
+def test_every_limit_at_and_over_its_bound(name: str, value: int, at: Any, over: Any) -> None:
+    hear(at, Limits(**{name: value}))
+    with pytest.raises(LimitError, match=r"the limit is \d+$"):
+        hear(over, Limits(**{name: value}))
+
+
+def test_every_limit_is_tested() -> None:
+    sizes = {"frame_bytes", "control_bytes"}  # in test_protocol
+    assert {name for name, *_ in LIMITS} | sizes == set(Limits.__dataclass_fields__)
+
+
+def test_a_product_over_64_bits_does_not_wrap() -> None:
+    huge = 2**32 - 1
+    with pytest.raises(LimitError, match=f"{2 * huge**3}"):
+        hear(image(huge, huge, huge))
+    with pytest.raises(LimitError, match=f"{2 * 2**30 * 2**30 * 8}"):  # 0 modulo 2**64
+        hear(image(2**30, 2**30, 8))
+
+
+def test_terms_that_differ_are_named_with_both_values() -> None:
+    assert same_terms({"a": "1", "b": "2"}, {"b": "2", "a": "1"}) == []
+    assert same_terms({"b": "2", "d": "x"}, {"a": "1", "b": "3", "d": "x"}) == [
+        pb.Difference(field="a", client="(absent)", server="1"),
+        pb.Difference(field="b", client="2", server="3"),
+    ]
+
+
+def test_an_absent_term_is_not_an_equal_one() -> None:
+    assert same_terms({"a": ""}, {}) == [pb.Difference(field="a", client="", server="(absent)")]
+    assert len(same_terms({"a": "(absent)"}, {})) == 1
