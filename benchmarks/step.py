@@ -66,7 +66,7 @@ def main() -> None:
         lines = (Path(folder) / "server" / "log.jsonl").read_text().splitlines()
         rows = [json.loads(line)["seconds"] for line in lines][options.steps :]
     figures["parts"] |= {f"server: {name}": _median([row[name] for row in rows]) for name in rows[0]}
-    # The server steps after it has answered, beside the client's backward; what of it the client waits for is in "wire".
+    # The server steps after it has answered, beside the client's backward; what the client waits of it is in "wire".
     busy = sum(figures["parts"][f"server: {name}"] for name in ("decode", "server forward and backward", "encode"))
     figures["parts"]["wire, and waiting for the server's last step"] = figures["parts"].pop("client: wait") - busy
     figures["ratio"] = figures["split_s"] / figures["unsplit_s"]

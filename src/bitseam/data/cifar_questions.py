@@ -24,7 +24,7 @@ _TRAIN = 50_000  # the first of CIFAR-10's 60,000 photographs
 def write_questions(cifar: Path, out: Path, train: int, test: int, seed: int) -> None:
     """Write `out`/train.jsonl and `out`/test.jsonl with their images.
 
-    train, test: photographs and as many mosaics. In training a mosaic is asked about twice each way, in the test once.
+    train, test: questions of each task. Training asks each mosaic two questions of a task, the test one.
     cifar: folder of the asset `cifar10`.
     """
     images = np.load(cifar / "images.npy", mmap_mode="r")
@@ -42,7 +42,7 @@ def write_questions(cifar: Path, out: Path, train: int, test: int, seed: int) ->
             path = folder / f"photo-{number:05d}.png"
             Image.fromarray(images[pick]).save(path)
             rows.append(Row(path, "What is in the picture?", CLASSES[labels[pick]], "recognition"))
-        for number in range(count):
+        for number in range(count // repeat):
             picks = rng.choice(sources, 4, replace=False)
             tiles = [images[pick] for pick in picks]
             path = folder / f"mosaic-{number:05d}.png"

@@ -85,6 +85,31 @@ class LlavaVision(LlavaForConditionalGeneration):
         self.lm_head = nn.Identity()
 
 
+class Standardise(nn.Module):
+    """Each feature channel to zero mean and unit deviation, by statistics taken once before training.
+
+    A few channels of a vision transformer vary far more than the rest (arXiv 2309.16588). Unscaled they would fill every
+    output of a fresh connector, and what the small ones tell would fall below the quantizer's step.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(width))
+        self.register_buffer("std", torch.ones(width))
+
+    def calibrate(self, features: Tensor) -> None:
+        """Take the statistics of features (..., width)."""
+        std, mean = torch.std_mean(features.detach().flatten(0, -2), dim=0, correction=0)
+        self.mean.copy_(mean)
+        self.std.copy_(std.clamp_min(1e-4))
+
+    def forward(self, features: Tensor) -> Tensor:
+        return (features - self.mean) / self.std
+
+
 class ClientHalf(nn.Module):
     """Vision tower + connector + image processor."""
 
@@ -113,6 +138,12 @@ class ClientHalf(nn.Module):
         tuned = any(p.requires_grad for p in self.tower.parameters())
         with torch.set_grad_enabled(tuned and torch.is_grad_enabled()):
             return self.tower(pixels)
+
+    def calibrate(self, features: Tensor) -> None:
+        """Before training: fit a fresh connector to the scale of features (B, M, Dv m^2); a LLaVA's own stays as it is."""
+        for module in self.connector.modules():
+            if isinstance(module, Standardise):
+                module.calibrate(features)
 
     def forward(self, features: Tensor) -> Tensor:
         """(B, M, Dv m^2) -> (B, M, D)."""
@@ -145,7 +176,8 @@ def half_from_tower(model: nn.Module, settings: config.Client, width: int, proce
     """A client half around a vision transformer, with a fresh two-layer GELU connector (arXiv 2310.03744)."""
     tower = PatchTower(model, settings.hidden_layer, settings.image_size, settings.merge)
     hidden = settings.connector_hidden or width
-    connector = nn.Sequential(nn.Linear(tower.width, hidden), nn.GELU(), nn.Linear(hidden, width))
+    layers = (nn.Linear(tower.width, hidden), nn.GELU(), nn.Linear(hidden, width))
+    connector = nn.Sequential(Standardise(tower.width), *layers)
     side = settings.image_size
     square = {"height": side, "width": side}
     shortest = getattr(processor, "do_center_crop", False)

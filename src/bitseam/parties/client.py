@@ -63,9 +63,10 @@ class ClientSession:
         return self._peer.exchange(pb.Hello(version=VERSION, purpose=purpose, terms=dict(terms)), pb.Welcome)
 
     def calibrate(self, features: Tensor, text: TextBatch) -> None:
-        """Set the quantizers' statistics by features (B, M, Dv) and prompts, and tell the server, once."""
+        """Fit connector and quantizers to the scale of features (B, M, Dv) and prompts, and tell the server, once."""
         model = self.model
         with torch.no_grad():
+            model.vision.calibrate(features)
             model.image_quantizer.calibrate(model.vision(features))
             if model.text_quantizer is not None:
                 model.text_quantizer.calibrate(model.embedding(text.ids[~text.answers]))

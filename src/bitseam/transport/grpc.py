@@ -39,8 +39,10 @@ _OPTIONS = [
     ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
 ]
 _HTTP2_GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0"  # RFC 9113, 3.4
+_CONNECTING = threading.Lock()  # one at a time, so that each meter knows its own connection
 _SETTINGS = b"\4"  # the type of the frame that greets back
 _PATIENCE = 0.1  # seconds between tries to connect
+_READY = 10.0  # seconds for gRPC's own connection, once the server is known to be there
 _FLUSH = 5.0  # seconds that a closing side gives its last frames
 
 
@@ -100,17 +102,27 @@ def connect(address: str, tls: Tls | None, wait: float = 0.0) -> GrpcChannel:
     _require_tls(host, tls)
     certificate_seen = _reach(host, port, tls, wait)
     peer = f"server {describe(certificate_seen)} at {address}" if certificate_seen else f"server at {address}"
+    options = [*_OPTIONS, ("grpc.use_local_subchannel_pool", 1)]  # a connection for each session
     if tls is None:
-        network = grpc.insecure_channel(address, _OPTIONS)
+        network = grpc.insecure_channel(address, options)
     else:
         authority, certificate, key = tls.read()
-        network = grpc.secure_channel(address, grpc.ssl_channel_credentials(authority, key, certificate), _OPTIONS)
+        network = grpc.secure_channel(address, grpc.ssl_channel_credentials(authority, key, certificate), options)
+    meter = Meter(host, port)
+    with _CONNECTING:
+        meter.skip_present()
+        try:
+            grpc.channel_ready_future(network).result(_READY)
+        except grpc.FutureTimeoutError as error:
+            network.close()
+            raise PeerGoneError(f"{address}: the server went away while we connected") from error
+        meter.read()
 
     def end() -> None:
         channel.over.wait(_FLUSH)
         network.close()
 
-    channel = GrpcChannel(peer, Meter(host, port), end)
+    channel = GrpcChannel(peer, meter, end)
     call = network.stream_stream(f"/{_SERVICE}/{_METHOD}")(channel.frames_out())
 
     def read() -> None:

@@ -22,47 +22,59 @@ _LOOPBACK = ipaddress.IPv4Address("127.0.0.1")
 
 
 class Meter:
-    """Bytes sent and received over this process's sockets to a peer at `host`, a name or an address, and `port`.
+    """Bytes sent and received over the connection to a peer at `host`, a name or an address, and `port`.
 
-    `read` keeps what it has seen of a socket after that has been closed: call it before closing.
+    The first `read` that finds the connection settles which it is; what has been read is kept after it has closed.
     """
 
     def __init__(self, host: str, port: int) -> None:
         # A name may have several addresses, and gRPC takes the one that it likes.
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
         self._peers = {(_address(info[4][0]), info[4][1]) for info in found}
-        self._seen: dict[str, tuple[int, int]] = {}
+        self._others: set[str] = set()
+        self._ours: str | None = None
+        self._counted: tuple[int, int] | None = None
         self._lock = threading.Lock()
+
+    def skip_present(self) -> None:
+        """The connections to the peer that there are now belong to other sessions of this process."""
+        self._others = set(self._connections())
 
     def read(self) -> tuple[int, int] | None:
         """(sent, received), retransmissions not counted; None where the system does not tell."""
-        if sys.platform != "linux":
-            return None
         with self._lock:
-            for handle in os.listdir(_FILES):
-                try:
-                    name = os.readlink(f"{_FILES}/{handle}")  # "socket:[INODE]", which is never used twice
-                    if name.startswith("socket:"):
-                        self._count(name, os.dup(int(handle)))
-                except OSError:
-                    continue  # closed in the meantime
-            if not self._seen:
-                return None
-            return sum(sent for sent, _ in self._seen.values()), sum(got for _, got in self._seen.values())
+            for name, counted in self._connections().items():
+                if name not in self._others and self._ours in (None, name):
+                    self._ours, self._counted = name, counted
+            return self._counted
 
-    def _count(self, name: str, duplicate: int) -> None:
-        """Take the counters of a socket to the peer; raises OSError for one that listens or has just been closed."""
+    def _connections(self) -> dict[str, tuple[int, int]]:
+        """This process's sockets to the peer, by name, with their counters."""
+        found: dict[str, tuple[int, int]] = {}
+        if sys.platform != "linux":
+            return found
+        for handle in os.listdir(_FILES):
+            try:
+                name = os.readlink(f"{_FILES}/{handle}")  # "socket:[INODE]", which tells one from its successor
+                if name.startswith("socket:") and (counted := self._count(os.dup(int(handle)))):
+                    found[name] = counted
+            except OSError:
+                continue  # closed in the meantime, or listening
+        return found
+
+    def _count(self, duplicate: int) -> tuple[int, int] | None:
         with socket.socket(fileno=duplicate) as found:
             if found.family not in (socket.AF_INET, socket.AF_INET6) or found.type != socket.SOCK_STREAM:
-                return
+                return None
             host, port = found.getpeername()[:2]
             if (_address(host), port) not in self._peers:
-                return
+                return None
             info = found.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _SIZE)
-            if len(info) == _SIZE:
-                sent, again = struct.unpack_from("=QQ", info, _SENT)
-                (received,) = struct.unpack_from("=Q", info, _RECEIVED)
-                self._seen[name] = sent - again, received
+            if len(info) < _SIZE:
+                return None
+            sent, again = struct.unpack_from("=QQ", info, _SENT)
+            (received,) = struct.unpack_from("=Q", info, _RECEIVED)
+            return sent - again, received
 
 
 def _address(text: str | int) -> _Address:

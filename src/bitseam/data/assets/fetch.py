@@ -28,7 +28,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 from bitseam.data.assets.catalogue import ENTRIES, Entry, Source
 from bitseam.errors import AssetError, ChecksumError, DiskFullError, NoNetworkError
 
-_CHUNK = 1 << 20
+_CHUNK = 1 << 16
 _TIMEOUT = (30, 120)  # seconds to connect, and between two bytes
 _TRIES = 5
 _ROOM = 3  # a download, its pieces and the converted asset, as multiples of the download

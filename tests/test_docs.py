@@ -1,0 +1,55 @@
+"""Documentation that can be executed is executed; what it names exists."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from bitseam.cli.main import app
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def test_readme_snippet_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    snippets = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert len(snippets) == 1
+    exec(compile(snippets[0], "README.md", "exec"), {})
+    assert capsys.readouterr().out == "4,608 bytes instead of 73,728 at fp16; back to (8, 16, 288)\n"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
+        assert (page.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_exist_with_the_options_named(page: Path) -> None:
+    runner = CliRunner()
+    for command, rest in re.findall(r"^bitseam (\w+)(.*)$", page.read_text(), re.MULTILINE):
+        shown = runner.invoke(app, [command, "--help"], env={"COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb"})
+        assert shown.exit_code == 0, command
+        for option in re.findall(r"--[a-z-]+", rest):
+            assert option in shown.output, f"{command} {option}"
+
+
+def test_make_targets_exist() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    for page in PAGES:
+        for target in re.findall(r"^make ([\w-]+)", page.read_text(), re.MULTILINE):
+            assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+
+
+def test_keys_in_the_guide_are_keys_of_recipes() -> None:
+    from bitseam.config import load_recipe
+
+    recipe = load_recipe(ROOT / "recipes" / "demo.toml")
+    for key in re.findall(r"`((?:client|server|seam|text|train|data|network)\.[a-z_.]+)`", (ROOT / "docs" / "guide.md").read_text()):
+        value: object = recipe
+        for name in key.split("."):
+            assert hasattr(value, name), key
+            value = getattr(value, name)
