@@ -48,7 +48,9 @@ def test_keys_in_the_guide_are_keys_of_recipes() -> None:
     from bitseam.config import load_recipe
 
     recipe = load_recipe(ROOT / "recipes" / "demo.toml")
-    for key in re.findall(r"`((?:client|server|seam|text|train|data|network)\.[a-z_.]+)`", (ROOT / "docs" / "guide.md").read_text()):
+    for key in re.findall(
+        r"`((?:client|server|seam|text|train|data|network)\.[a-z_.]+)`", (ROOT / "docs" / "guide.md").read_text()
+    ):
         value: object = recipe
         for name in key.split("."):
             assert hasattr(value, name), key

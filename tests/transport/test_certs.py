@@ -29,6 +29,8 @@ def test_what_is_written(tmp_path: Path) -> None:
     for name in names:
         certificate = load(tmp_path / f"{name}.pem")
         certificate.verify_directly_issued_by(authority)
+        usage = certificate.extensions.get_extension_for_class(x509.KeyUsage).value
+        assert (usage.key_cert_sign, usage.digital_signature) == ((True, False) if name == "ca" else (False, True))
         key = certificate.public_key()
         assert isinstance(key, ec.EllipticCurvePublicKey)
         assert isinstance(key.curve, ec.SECP256R1)

@@ -71,7 +71,7 @@ def test_a_receiver_that_waits_is_woken_when_the_peer_goes(pair: tuple[Channel, 
         except PeerGoneError as error:
             errors.append(error)
 
-    waiter = threading.Thread(target=wait)
+    waiter = threading.Thread(target=wait, daemon=True)
     waiter.start()
     client.close()
     waiter.join(20)

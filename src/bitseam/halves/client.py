@@ -88,8 +88,8 @@ class LlavaVision(LlavaForConditionalGeneration):
 class Standardise(nn.Module):
     """Each feature channel to zero mean and unit deviation, by statistics taken once before training.
 
-    A few channels of a vision transformer vary far more than the rest (arXiv 2309.16588). Unscaled they would fill every
-    output of a fresh connector, and what the small ones tell would fall below the quantizer's step.
+    A few channels of a vision transformer vary far more than the rest (arXiv 2309.16588). Unscaled they would fill
+    every output of a fresh connector, and what the small ones tell would fall below the quantizer's step.
     """
 
     mean: Tensor
@@ -140,7 +140,7 @@ class ClientHalf(nn.Module):
             return self.tower(pixels)
 
     def calibrate(self, features: Tensor) -> None:
-        """Before training: fit a fresh connector to the scale of features (B, M, Dv m^2); a LLaVA's own stays as it is."""
+        """Fit a fresh connector to the scale of features (B, M, Dv m^2); a LLaVA's own stays as it is."""
         for module in self.connector.modules():
             if isinstance(module, Standardise):
                 module.calibrate(features)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import resource
 import sys
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -20,13 +21,15 @@ def peak_memory() -> int:
 
 
 class RunLog:
-    """Writes OUT/SIDE/log.jsonl and OUT/SIDE/tensorboard, and shows a bar. Use as a context manager."""
+    """Writes OUT/SIDE/log.jsonl and OUT/SIDE/tensorboard, and shows a bar. Use as a context manager.
+
+    Nothing is opened before the first step: a server that only answers leaves the log of its training alone.
+    """
 
     def __init__(self, out: Path, side: Literal["client", "server"], steps: int) -> None:
-        folder = out / side
-        folder.mkdir(parents=True, exist_ok=True)
-        self._file = (folder / "log.jsonl").open("w", encoding="utf-8", buffering=1)
-        self._curves = SummaryWriter(str(folder / "tensorboard"))
+        self._folder = out / side
+        self._open = ExitStack()
+        self._file: TextIO | None = None
         self._bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -39,16 +42,19 @@ class RunLog:
         self._task = self._bar.add_task(side, total=steps, loss=float("nan"))
 
     def __enter__(self) -> RunLog:
-        self._bar.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._bar.stop()
-        self._file.close()
-        self._curves.close()
+        self._open.close()
 
     def step(self, step: int, row: dict[str, Any]) -> None:
         """One optimiser step; numbers in `row` become curves."""
+        if self._file is None:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            path = self._folder / "log.jsonl"
+            self._file = self._open.enter_context(path.open("w", encoding="utf-8", buffering=1))
+            self._curves = self._open.enter_context(SummaryWriter(str(self._folder / "tensorboard")))
+            self._open.enter_context(self._bar)
         self._file.write(json.dumps({"step": step, **row}) + "\n")
         for name, value in row.items():
             if isinstance(value, int | float):

@@ -47,7 +47,9 @@ def serve(recipe: config.Recipe, locate: Locate, checkpoint: Path | None = None)
             listener.stop(grace=2)
     parameters = sum(p.numel() for p in party.model.parameters())
     summary = {"step": party.step, "parameters": parameters, "peak_memory_bytes": peak_memory()}
-    (recipe.folder / "server" / "summary.json").write_text(json.dumps(summary))
+    summary_path = recipe.folder / "server" / "summary.json"
+    summary_path.parent.mkdir(parents=True, exist_ok=True)
+    summary_path.write_text(json.dumps(summary))
     if failure is not None:
         raise failure
 
