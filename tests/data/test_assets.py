@@ -152,7 +152,7 @@ def test_an_archive_already_there_is_converted_once_without_network(
 
 def test_pieces_are_checked_and_named(tmp_path: Path) -> None:
     archive = _archive(tmp_path, b"weights")
-    with pytest.raises(AssetError, match="does not hold what it should.*absent"):
+    with pytest.raises(AssetError, match=r"does not hold what it should.*absent"):
         unpack(archive, {"absent": ""}, tmp_path / "out")
     with pytest.raises(ChecksumError, match="inside/weights inside it is not the pinned file"):
         unpack(archive, {"inside/weights": "0" * 64}, tmp_path / "out")

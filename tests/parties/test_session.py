@@ -102,6 +102,7 @@ def test_identity_split_training_is_unsplit_training(tiny: Tiny, tmp_path: Path)
     ]
     fresh = ClientSession(client, build_seam(recipe.seam), memory_pair()[0], 17)
     draw = batches(recipe, fresh)
+    client.vision.calibrate(torch.cat([draw(i)[0] for i in range(recipe.train.calibrate)]))
     for step in range(recipe.train.steps):
         features, text = draw(step)
         server.loss(text, client.image(features).levels).backward()
@@ -116,7 +117,8 @@ def test_identity_split_training_is_unsplit_training(tiny: Tiny, tmp_path: Path)
 def test_accumulated_micro_batches_are_one_large_batch(tiny: Tiny, tmp_path: Path) -> None:
     ended = []
     for batch, accumulate in ((4, 1), (2, 2)):
-        recipe = make_recipe(tiny, **IDENTITY, train__batch=batch, train__accumulate=accumulate, train__steps=2)
+        changes = {"train__batch": batch, "train__accumulate": accumulate, "train__calibrate": 2 * accumulate}
+        recipe = make_recipe(tiny, **IDENTITY, **changes, train__steps=2)
         out = tmp_path / str(batch)
         with pair(replace(recipe, out=str(out))) as split:
             train(split.client, recipe, split.party.run, batches(recipe, split.client), out)
