@@ -8,19 +8,15 @@ machine that slows down slows all of them; figures are medians, and the first ro
 
 import argparse
 import json
-import platform
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
 
+from bitseam.cli.machine import circumstances
 from bitseam.codecs import Uniform
 
 SHAPE = (32, 729, 1280)
@@ -33,7 +29,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
     target = parser.parse_args().json
     torch.set_num_threads(1)
-    about = circumstances()
+    about = circumstances(torch.get_num_threads())
     for name, value in about.items():
         print(f"{name:10} {value}")
     figures = measure()
@@ -67,25 +63,6 @@ def seconds(run: Callable[[], object]) -> float:
     start = time.perf_counter()
     run()
     return time.perf_counter() - start
-
-
-def circumstances() -> dict[str, Any]:
-    commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
-    return {
-        "machine": f"{processor()}, {platform.system()} {platform.machine()}",
-        "versions": f"Python {platform.python_version()}, torch {torch.__version__}, numpy {np.__version__}",
-        "threads": torch.get_num_threads(),
-        "commit": commit.stdout.strip() or "none",
-        "command": " ".join(["python", *sys.argv]),
-    }
-
-
-def processor() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    if not cpuinfo.exists():
-        return platform.processor()
-    names = [line.split(":")[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
-    return names[0] if names else platform.processor()
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import signal
 import statistics
 import subprocess
@@ -25,7 +24,7 @@ import torch
 
 from bitseam import config
 from bitseam.cli.client import open_party
-from bitseam.cli.demo import _about, _free_port
+from bitseam.cli.machine import circumstances, free_port
 from bitseam.cli.main import locate
 from bitseam.parties.checkpoint import build_client, build_server
 from bitseam.parties.optimise import Stepper
@@ -47,7 +46,7 @@ def main() -> None:
         overrides = {
             "out": folder,
             "threads": os.cpu_count(),
-            "network.address": f"localhost:{_free_port()}",
+            "network.address": f"localhost:{free_port()}",
             "network.certificates": str(certificates),
             "train.steps": options.rounds * options.steps,
             "train.checkpoint_every": 10**9,
@@ -70,9 +69,7 @@ def main() -> None:
     busy = sum(figures["parts"][f"server: {name}"] for name in ("decode", "server forward and backward", "encode"))
     figures["parts"]["wire, and waiting for the server's last step"] = figures["parts"].pop("client: wait") - busy
     figures["ratio"] = figures["split_s"] / figures["unsplit_s"]
-    about = _about(recipe)
-    figures |= {name: about[name] for name in ("versions", "machine", "commit")}
-    figures |= {"threads": recipe.threads, "batch": recipe.train.batch, "command": " ".join(sys.argv)}
+    figures |= {**circumstances(recipe.threads), "batch": recipe.train.batch}
     show(figures)
     if options.json:
         options.json.write_text(json.dumps(figures, indent=1) + "\n")
@@ -133,10 +130,8 @@ def measure(recipe: config.Recipe, rounds: int, steps: int) -> dict:
 
 def show(figures: dict) -> None:
     """A table on the screen."""
-    print(f"machine  {figures['machine']['cpu']}, {figures['machine']['cores']} cores, {figures['threads']} threads")
-    print(f"versions {figures['versions']}")
-    print(f"commit   {figures['commit']}   python {platform.python_version()}")
-    print(f"command  {figures['command']}")
+    for name in ("machine", "versions", "threads", "commit", "command"):
+        print(f"{name:10} {figures[name]}")
     for name, value in figures["parts"].items():
         print(f"  {name:50} {value * 1e3:9.2f} ms")
     print(

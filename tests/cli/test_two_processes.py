@@ -210,6 +210,10 @@ def test_a_certificate_that_the_server_does_not_know(work: Work) -> None:
         assert status == 1
         assert "certificate" in output
         assert server.poll() is None
+        server.send_signal(signal.SIGTERM)
+        status, output = ended(server)
+        assert status == 0
+        assert "Handshake failed" in output
 
 
 def test_a_port_in_use(work: Work) -> None:

@@ -6,25 +6,19 @@ Everything is done by the same commands that a user types; this file starts them
 from __future__ import annotations
 
 import json
-import os
-import platform
 import shlex
 import signal
-import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 from rich.console import Console
 
+from bitseam.cli.machine import circumstances, free_port
 from bitseam.config import Recipe, load_recipe
 from bitseam.data.assets import fetch, path_of
 from bitseam.data.cifar_questions import CLASSES, write_questions
@@ -55,10 +49,10 @@ def run_demo(out: Path, settings: list[str]) -> None:
         f"data.train={questions}/train.jsonl",
         f"data.test={questions}/test.jsonl",
         f"network.certificates={certificates}",
-        f"network.address=localhost:{_free_port()}",
+        f"network.address=localhost:{free_port()}",
         *settings,
     ]
-    report = _about(recipe)
+    report = _empty(recipe)
     for variant, codecs in (("fp16", _FP16), ("coded", [])):
         options = [*codecs, *common, f"out={out / variant}"]
         stdout.rule(f"[bold]{variant}")
@@ -146,47 +140,12 @@ def _spread(rows: list[Row]) -> list[int]:
     return [i for task in by_task for i in task[1 : 1 + _SAMPLES // len(by_task)]]
 
 
-def _about(recipe: Recipe) -> dict[str, Any]:
-    """Machine, versions, commit, and empty places for what the runs give."""
-    packages = ("torch", "transformers", "grpcio", "protobuf", "numpy", "bitseam")
+def _empty(recipe: Recipe) -> dict[str, Any]:
+    """The circumstances, and empty places for what the runs give."""
+    places: dict[str, Any] = {name: {} for name in ("traffic", "tasks", "seconds", "memory", "curves")}
     return {
-        "traffic": {},
-        "tasks": {},
-        "seconds": {},
-        "memory": {},
-        "curves": {},
+        **circumstances(recipe.threads or torch.get_num_threads()),
+        **places,
         "commands": [],
         "recipe": RECIPE.read_text(),
-        "versions": {"python": platform.python_version()} | {name: version(name) for name in packages},
-        "machine": {
-            "cpu": _cpu(),
-            "cores": os.cpu_count(),
-            "memory_bytes": psutil.virtual_memory().total,
-            "os": platform.platform(),
-        },
-        "threads": recipe.threads or torch.get_num_threads(),
-        "commit": _commit(),
-        "date": datetime.fromtimestamp(time.time(), UTC).isoformat(timespec="seconds"),
     }
-
-
-def _cpu() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
-
-
-def _commit() -> str:
-    try:
-        done = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-    return done.stdout.strip()
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        return probe.getsockname()[1]

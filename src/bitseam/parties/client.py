@@ -69,7 +69,7 @@ class ClientSession:
             model.vision.calibrate(features)
             model.image_quantizer.calibrate(model.vision(features))
             if model.text_quantizer is not None:
-                model.text_quantizer.calibrate(model.embedding(text.ids[~text.answers]))
+                model.text_quantizer.calibrate(model.prompt_features(text))
         text_quantizer = model.text_quantizer
         message = pb.Calibrate(
             image=_statistics(model.image_quantizer.statistics()),

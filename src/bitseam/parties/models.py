@@ -44,7 +44,11 @@ class ClientModel(nn.Module):
         """The prompt's tokens -> levels (N - A, C), or None where prompts cross as ids."""
         if self.text_quantizer is None:
             return None
-        return self.text_quantizer(self.embedding(text.ids[~text.answers].to(self.embedding.weight.device)))
+        return self.text_quantizer(self.prompt_features(text))
+
+    def prompt_features(self, text: TextBatch) -> Tensor:
+        """The prompt's tokens -> their embeddings (N - A, D); for text codes alone."""
+        return self.embedding(text.ids[~text.answers].to(self.embedding.weight.device))
 
 
 class ServerModel(nn.Module):
