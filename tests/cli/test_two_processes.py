@@ -187,6 +187,7 @@ def test_a_server_killed_in_a_step_stops_the_client_with_its_checkpoint_intact(w
         server.kill()
         status, output = ended(client)
         assert status == 1, output
+        assert "training stopped in step" in output
         assert "went away" in output
         read_config(work.folder / "run/client" / f"step-{work.steps('client')[-1]:06d}")
 

@@ -133,6 +133,7 @@ def test_accumulated_micro_batches_are_one_large_batch(tiny: Tiny, tmp_path: Pat
         {},
         {"seam__image_up__levels": 3, "seam__image_up__channels": 20, "seam__image_down__block": 16},
         {"seam__image_up__quantizer": "rd-fsq-tensor", "seam__image_down__codec": "bf16"},
+        {"seam__image_up__quantizer": "fp16", "seam__image_up__channels": 20, "seam__image_down__codec": "fp16"},
         {"seam__text": "codes", "seam__text_up__levels": 8, "seam__text_up__clip": 3.0},
         {"train__autocast": "bf16"},
         {"server__tune": "lora"},

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from bitseam.errors import CodecError
+from bitseam.errors import BitseamError, CodecError
 from bitseam.parties.ledger import Ledger
 from bitseam.parties.models import ClientModel
 from bitseam.parties.peer import Peer, Stopwatch, decode, encode
@@ -52,10 +52,9 @@ class ClientSession:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        try:
+        with suppress(BitseamError):  # a peer that is gone must not hide why we leave
             self._peer.say_goodbye("" if error is None else f"{type(error).__name__}: {error}")
-        finally:
-            self.channel.close()
+        self.channel.close()
 
     def open(self, terms: Mapping[str, str], training: bool) -> pb.Welcome:
         """The handshake. Raises RefusedError with every difference named."""

@@ -40,19 +40,23 @@ def build_seam(seam: config.Seam) -> Seam:
     return Seam(Link(_up_codec(seam.image_up), _down_codec(seam.image_down)), text)
 
 
+def channels(up: config.Up, width: int) -> int:
+    """C of a modality; floats cross at the full width."""
+    return width if up.quantizer in _FLOATS else up.channels or width
+
+
 def build_quantizer(up: config.Up, width: int) -> Quantizer:
     """The client's side of a modality: features (..., D) -> levels (..., C)."""
-    channels = up.channels or width
     if up.quantizer == "rd-fsq":
-        return RDFSQ(width, channels, up.levels, up.clip)
+        return RDFSQ(width, channels(up, width), up.levels, up.clip)
     if up.quantizer == "rd-fsq-tensor":
-        return TensorRDFSQ(width, channels, up.levels)
+        return TensorRDFSQ(width, channels(up, width), up.levels)
     return Float(width, _FLOATS[up.quantizer])
 
 
 def build_projection(up: config.Up, width: int) -> LevelProjection | None:
     """The server's side: levels (..., C) -> (..., D); None where features cross as floats."""
-    return None if up.quantizer in _FLOATS else LevelProjection(up.channels or width, width)
+    return None if up.quantizer in _FLOATS else LevelProjection(channels(up, width), width)
 
 
 def terms(recipe: config.Recipe, vocabulary: int, tokenizer: str, weights: str, training: bool) -> dict[str, str]:
@@ -68,7 +72,7 @@ def terms(recipe: config.Recipe, vocabulary: int, tokenizer: str, weights: str, 
         "model.weights": weights,
         "seam.width": str(recipe.seam.width),
         "seam.text": recipe.seam.text,
-        "seam.image.channels": str(recipe.seam.image_up.channels or recipe.seam.width),
+        "seam.image.channels": str(channels(recipe.seam.image_up, recipe.seam.width)),
         "text.tokenizer": tokenizer,
         "text.vocabulary": str(vocabulary),
     }

@@ -19,7 +19,7 @@ from bitseam.parties.ledger import Ledger
 from bitseam.parties.models import ServerModel
 from bitseam.parties.optimise import Stepper
 from bitseam.parties.peer import Peer, Stopwatch, decode, encode
-from bitseam.parties.seam import Link, Seam
+from bitseam.parties.seam import Link, Seam, channels
 from bitseam.parties.text import TextBatch, read_text
 from bitseam.transport import Channel
 from bitseam.wire import VERSION, same_terms
@@ -153,13 +153,13 @@ class ServerSession:
         party, seam = self._party, self._party.seam
         text = read_text(message.text, party.vocabulary)
         batch, tokens = len(text.lengths), message.image.shape[1] if len(message.image.shape) == 3 else 0
-        channels = party.recipe.seam.image_up.channels or party.recipe.seam.width
-        image = decode(seam.image.up, message.image, (batch, tokens, channels), "image codes", party.device)
+        agreed = party.recipe.seam
+        due = (batch, tokens, channels(agreed.image_up, agreed.width))
+        image = decode(seam.image.up, message.image, due, "image codes", party.device)
         prompt = None
         if seam.text is not None:
-            channels = party.recipe.seam.text_up.channels or party.recipe.seam.width
-            shape = (int((~text.answers).sum()), channels)
-            prompt = decode(seam.text.up, message.text.codes, shape, "text codes", party.device)
+            rows = (int((~text.answers).sum()), channels(agreed.text_up, agreed.width))
+            prompt = decode(seam.text.up, message.text.codes, rows, "text codes", party.device)
         elif message.text.HasField("codes"):
             raise CodecError("text codes: the prompt was agreed to cross as ids")
         return text, image, prompt

@@ -5,11 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from bitseam import config
+from bitseam.errors import BitseamError
 from bitseam.parties.checkpoint import Identity, save_client
 from bitseam.parties.client import ClientSession
 from bitseam.parties.optimise import Stepper
@@ -28,36 +30,47 @@ def train(session: ClientSession, recipe: config.Recipe, run: str, batches: Batc
     plan, model = recipe.train, session.model
     _calibrate(session, plan.calibrate, batches)
     stepper = Stepper(model.parameters(), recipe.client.rate, plan)
-    saved = out
     with RunLog(out, "client", plan.steps) as log:
         for step in range(1, plan.steps + 1):
-            start, loss, answer_tokens = time.perf_counter(), 0.0, 0
-            session.watch.seconds.clear()
-            for micro in range(plan.accumulate):
-                with session.watch("data"):
-                    features, text = batches((step - 1) * plan.accumulate + micro)
-                last = micro == plan.accumulate - 1
-                part = session.step(step, micro, last, features, text, recipe.seam.image_up.distortion_weight)
-                loss, answer_tokens = loss + part.loss, answer_tokens + part.answer_tokens
-            rate = stepper.rate
-            with session.watch("client step"):
-                norm = stepper.step(answer_tokens)
-            up, down = session.ledger.total("up"), session.ledger.total("down")
-            row = {
-                "loss": loss / max(answer_tokens, 1),
-                "answer_tokens": answer_tokens,
-                "norm": norm,
-                "rate": rate,
-                "up_bytes": up.bytes,
-                "down_bytes": down.bytes,
-                "fp16_bytes": up.fp16_bytes + down.fp16_bytes,
-                "step_seconds": time.perf_counter() - start,
-            }
-            log.step(step, {**row, "seconds": dict(session.watch.seconds)})
-            if step % plan.checkpoint_every == 0 or step == plan.steps:
-                session.checkpoint(step)
-                saved = save_client(model, recipe, Identity(run, step), out)
+            try:
+                log.step(step, _step(session, recipe, stepper, batches, step))
+                if step % plan.checkpoint_every == 0 or step == plan.steps:
+                    session.checkpoint(step)
+                    saved = save_client(model, recipe, Identity(run, step), out)
+            except BitseamError as error:
+                where = f"training stopped in step {step} of {plan.steps}"
+                raise type(error)(f"{where}: {error}\nCheckpoints below {out}/client are intact") from error
     return saved
+
+
+def _step(
+    session: ClientSession, recipe: config.Recipe, stepper: Stepper, batches: Batches, step: int
+) -> dict[str, Any]:
+    """One optimiser step -> its row in the log. Bytes are totals since the session began."""
+    plan = recipe.train
+    start, loss, answer_tokens = time.perf_counter(), 0.0, 0
+    session.watch.seconds.clear()
+    for micro in range(plan.accumulate):
+        with session.watch("data"):
+            features, text = batches((step - 1) * plan.accumulate + micro)
+        last = micro == plan.accumulate - 1
+        part = session.step(step, micro, last, features, text, recipe.seam.image_up.distortion_weight)
+        loss, answer_tokens = loss + part.loss, answer_tokens + part.answer_tokens
+    rate = stepper.rate
+    with session.watch("client step"):
+        norm = stepper.step(answer_tokens)
+    up, down = session.ledger.total("up"), session.ledger.total("down")
+    return {
+        "loss": loss / max(answer_tokens, 1),
+        "answer_tokens": answer_tokens,
+        "norm": norm,
+        "rate": rate,
+        "up_bytes": up.bytes,
+        "down_bytes": down.bytes,
+        "fp16_bytes": up.fp16_bytes + down.fp16_bytes,
+        "step_seconds": time.perf_counter() - start,
+        "seconds": dict(session.watch.seconds),
+    }
 
 
 def _calibrate(session: ClientSession, count: int, batches: Batches) -> None:
