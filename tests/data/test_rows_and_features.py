@@ -127,13 +127,13 @@ def test_questions_are_true_balanced_and_of_separate_photographs(tmp_path: Path)
     np.save(tmp_path / "labels.npy", labels)
     write_questions(tmp_path, tmp_path / "out", train=40, test=20, seed=0)
     sources: dict[str, set[int]] = {}
-    for split, each in (("train", 40), ("test", 20)):
+    for split, counts in (("train", (40, 80, 120)), ("test", (20, 20, 20))):
         rows = read_rows(tmp_path / "out" / f"{split}.jsonl")
         sources[split] = set()
-        for task in ("recognition", "position", "existence"):
-            assert sum(row.task == task for row in rows) == each
+        tasks = [row.task for row in rows]
+        assert tuple(tasks.count(task) for task in ("recognition", "position", "existence")) == counts
         yes = sum(row.answer == "yes" for row in rows if row.task == "existence")
-        assert yes == each // 2
+        assert yes == counts[2] // 2
         for row in rows:
             pixels = np.asarray(Image.open(row.image)).astype(int)
             corners = [(0, 0)] if pixels.shape[0] == 32 else [(0, 0), (0, 32), (32, 0), (32, 32)]

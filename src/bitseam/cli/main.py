@@ -74,8 +74,8 @@ def certs(
 @app.command()
 def questions(
     folder: Annotated[Path, typer.Argument(help="Where to write train.jsonl, test.jsonl and their images.")],
-    train: Annotated[int, typer.Option(min=1, help="Training questions of each task.")] = 5000,
-    test: Annotated[int, typer.Option(min=1, help="Test questions of each task.")] = 1000,
+    train: Annotated[int, typer.Option(min=1, help="Training photographs, and half as many mosaics.")] = 5000,
+    test: Annotated[int, typer.Option(min=1, help="Test photographs, and as many mosaics.")] = 1000,
     seed: int = 0,
 ) -> None:
     """Compose the demo's questions about CIFAR-10 photographs."""

@@ -24,40 +24,43 @@ _TRAIN = 50_000  # the first of CIFAR-10's 60,000 photographs
 def write_questions(cifar: Path, out: Path, train: int, test: int, seed: int) -> None:
     """Write `out`/train.jsonl and `out`/test.jsonl with their images.
 
-    train, test: questions of each task. Training asks each mosaic two questions of a task, the test one.
+    train, test: photographs; half as many mosaics in training, as many in the test. Training asks each mosaic for all
+    four places and of six classes, the test one question of each task.
     cifar: folder of the asset `cifar10`.
     """
     images = np.load(cifar / "images.npy", mmap_mode="r")
     labels = np.load(cifar / "labels.npy")
     rng = np.random.default_rng(seed)
-    for name, sources, count, repeat in (
-        ("train", np.arange(_TRAIN), train, 2),
-        ("test", np.arange(_TRAIN, len(images)), test, 1),
+    for name, sources, photographs, mosaics, places, classes in (
+        ("train", np.arange(_TRAIN), train, train // 2, 4, 6),
+        ("test", np.arange(_TRAIN, len(images)), test, test, 1, 1),
     ):
         folder = out / name
         folder.mkdir(parents=True, exist_ok=True)
         rows = []
-        for number in range(count):
+        for number in range(photographs):
             pick = rng.choice(sources)
             path = folder / f"photo-{number:05d}.png"
             Image.fromarray(images[pick]).save(path)
             rows.append(Row(path, "What is in the picture?", CLASSES[labels[pick]], "recognition"))
-        for number in range(count // repeat):
+        for number in range(mosaics):
             picks = rng.choice(sources, 4, replace=False)
             tiles = [images[pick] for pick in picks]
             path = folder / f"mosaic-{number:05d}.png"
             Image.fromarray(np.block([[[tiles[0]], [tiles[1]]], [[tiles[2]], [tiles[3]]]])).save(path)
-            rows += _mosaic_rows(path, [int(labels[pick]) for pick in picks], repeat, number, rng)
+            rows += _mosaic_rows(path, [int(labels[pick]) for pick in picks], places, classes, number, rng)
         write_rows(out / f"{name}.jsonl", rows)
 
 
-def _mosaic_rows(path: Path, shown: list[int], repeat: int, number: int, rng: np.random.Generator) -> list[Row]:
+def _mosaic_rows(
+    path: Path, shown: list[int], places: int, classes: int, number: int, rng: np.random.Generator
+) -> list[Row]:
     rows = [
         Row(path, f"What is in the {PLACES[place]}?", CLASSES[shown[place]], "position")
-        for place in rng.choice(4, repeat, replace=False)
+        for place in rng.choice(4, places, replace=False)
     ]
     absent = [c for c in range(len(CLASSES)) if c not in shown]
-    for turn in range(repeat):
+    for turn in range(classes):
         yes = (number + turn) % 2 == 0
         asked = rng.choice(shown if yes else absent)
         rows.append(Row(path, f"Is there a {CLASSES[asked]}?", "yes" if yes else "no", "existence"))
