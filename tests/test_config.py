@@ -55,4 +55,4 @@ def test_a_file_that_is_no_recipe_is_named(tmp_path: Path) -> None:
 
 def test_canonical_is_equal_for_equal_recipes() -> None:
     assert canonical(load_recipe(RECIPES[0])) == canonical(load_recipe(RECIPES[0]))
-    assert canonical(load_recipe(RECIPES[0], {"seed": 1})) != canonical(load_recipe(RECIPES[0]))
+    assert canonical(load_recipe(RECIPES[0], {"seed": 99})) != canonical(load_recipe(RECIPES[0]))
