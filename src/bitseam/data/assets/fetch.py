@@ -6,11 +6,13 @@ CACHE/NAME/                   the converted asset, there as a whole or not at al
 
 from __future__ import annotations
 
+import ast
 import errno
 import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -144,14 +146,16 @@ def address(source: Source) -> str:
 
 def certificates(source: Source) -> str | None:
     """The file of trusted certificates that the registry client is set to; None for the usual ones."""
-    if source.client == "pip" and (named := os.environ.get("PIP_CERT")):
+    if source.client == "npm":
+        done = subprocess.run([*_npm(), "config", "get", "cafile"], capture_output=True, text=True)
+        found = done.stdout.strip()
+        return found if done.returncode == 0 and found != "null" else None
+    if named := os.environ.get("PIP_CERT"):
         return named
-    pip = [sys.executable, "-m", "pip", "config", "get", "global.cert"]
-    npm = [*_npm(), "config", "get", "cafile"]
-    # pip fails where nothing is set, npm says null.
-    done = subprocess.run(pip if source.client == "pip" else npm, capture_output=True, text=True)
-    found = done.stdout.strip()
-    return found if done.returncode == 0 and found != "null" else None
+    # Not `config get`: where there is a site file it looks at that one alone. The list ends with what counts.
+    listed = subprocess.run([sys.executable, "-m", "pip", "config", "list"], capture_output=True, text=True).stdout
+    found = re.findall(r"^(?:global|download)\.cert=(.+)$", listed, re.MULTILINE)
+    return str(ast.literal_eval(found[-1])) if found else None
 
 
 def _entry(name: str) -> Entry:
