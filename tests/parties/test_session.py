@@ -153,7 +153,7 @@ def test_every_kind_of_seam_learns(tiny: Tiny, tmp_path: Path, seam: dict[str, A
 
 
 def test_ledger_counts_every_byte(tiny: Tiny, tmp_path: Path) -> None:
-    recipe = make_recipe(tiny, out=str(tmp_path))
+    recipe = make_recipe(tiny, seam__image_up__channels=16, out=str(tmp_path))
     with pair(recipe) as split:
         train(split.client, recipe, split.party.run, batches(recipe, split.client), tmp_path)
         sent, received = split.client.channel.socket_bytes() or (0, 0)
@@ -163,8 +163,8 @@ def test_ledger_counts_every_byte(tiny: Tiny, tmp_path: Path) -> None:
         image = mine.entries["up", "Forward", "image (uniform)"]
         tokens = split.client.model.vision.tokens
         assert image.messages == 4
-        assert image.bytes == 4 * 2 * tokens * 32 // 4  # steps x batch x tokens x channels at 2 bits
-        assert image.fp16_bytes == 8 * image.bytes
+        assert image.bytes == 4 * 2 * tokens * 16 // 4  # steps x batch x tokens x channels at 2 bits
+        assert image.fp16_bytes == 16 * image.bytes  # two bytes for each of 32 features
 
 
 def test_asking_gives_the_same_answers_alone_and_in_company(tiny: Tiny) -> None:

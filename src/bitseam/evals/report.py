@@ -225,7 +225,7 @@ def _parts(ledger: Sequence[Report], direction: str) -> list[tuple[str, int]]:
 
 
 def _bits(ledger: Sequence[Report], direction: str) -> float:
-    """Payload bits a value that crossed coded; two bytes a value is what the fp16 column counts."""
+    """Payload bits a feature of the full width; two bytes a feature is what the fp16 column counts."""
     rows = [row for row in ledger if row["direction"] == direction and row["part"] != "rest"]
     return 16 * sum(row["bytes"] for row in rows) / max(sum(row["fp16_bytes"] for row in rows), 1)
 

@@ -40,7 +40,7 @@ class ClientSession:
         self, model: ClientModel, seam: Seam, channel: Channel, vocabulary: int, autocast: str = "off"
     ) -> None:
         self.model = model
-        self.ledger = Ledger(seam.codec_ids())
+        self.ledger = Ledger(seam.codec_ids(), seam.width)
         self.channel = channel
         self._peer = Peer(channel, "client", self.ledger)
         self._seam = seam

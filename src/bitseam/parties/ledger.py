@@ -1,7 +1,7 @@
 """What crossed, counted: bytes by direction, message kind and part, beside what fp16 would have taken.
 
 Bytes are lengths of serialized frames. MB is 10^6 bytes. The fp16 column replaces each coded payload by two bytes a
-value and keeps everything else, so it is what the same messages would have weighed without coding.
+feature at the language model's full width and keeps everything else: what fp16 would have sent in the same messages.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ class Entry:
 class Ledger:
     """Entries keyed by (direction, message kind, part); a part is a coded tensor with its codec, or `rest`."""
 
-    codecs: dict[str, str] = field(default_factory=dict)  # "up.image" -> codec id
+    codecs: dict[str, str]  # "up.image" -> codec id
+    width: int  # of the language model; a coded token may have fewer channels
     entries: defaultdict[tuple[Direction, str, str], Entry] = field(default_factory=lambda: defaultdict(Entry))
 
     def record(self, direction: Direction, message: object, frame: bytes) -> None:
@@ -38,7 +39,7 @@ class Ledger:
             payload = len(coded.payload)
             if payload:
                 name = f"{part} ({self.codecs.get(f'{direction}.{part}', '?')})"
-                self._add(direction, kind, name, payload, 2 * math.prod(coded.shape))
+                self._add(direction, kind, name, payload, 2 * math.prod(coded.shape[:-1]) * self.width)
                 rest -= payload
         self._add(direction, kind, "rest", rest, rest)
 

@@ -23,8 +23,12 @@ class Link:
 
 @dataclass(frozen=True)
 class Seam:
-    """All that crosses, per modality; `text` is None where prompts cross as ids."""
+    """All that crosses, per modality; `text` is None where prompts cross as ids.
 
+    width: of the language model's features.
+    """
+
+    width: int
     image: Link
     text: Link | None
 
@@ -37,7 +41,7 @@ class Seam:
 def build_seam(seam: config.Seam) -> Seam:
     """Codecs as the recipe names them."""
     text = Link(_up_codec(seam.text_up), _down_codec(seam.text_down)) if seam.text == "codes" else None
-    return Seam(Link(_up_codec(seam.image_up), _down_codec(seam.image_down)), text)
+    return Seam(seam.width, Link(_up_codec(seam.image_up), _down_codec(seam.image_down)), text)
 
 
 def channels(up: config.Up, width: int) -> int:

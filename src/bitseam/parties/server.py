@@ -69,7 +69,7 @@ class ServerSession:
     """Serves one channel until the client says goodbye."""
 
     def __init__(self, party: ServerParty, channel: Channel) -> None:
-        self.ledger = Ledger(party.seam.codec_ids())
+        self.ledger = Ledger(party.seam.codec_ids(), party.seam.width)
         self.training = False
         self.watch = Stopwatch()
         self._party = party

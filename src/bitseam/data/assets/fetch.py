@@ -154,8 +154,8 @@ def certificates(source: Source) -> str | None:
         return named
     # Not `config get`: where there is a site file it looks at that one alone. The list ends with what counts.
     listed = subprocess.run([sys.executable, "-m", "pip", "config", "list"], capture_output=True, text=True).stdout
-    found = re.findall(r"^(?:global|download)\.cert=(.+)$", listed, re.MULTILINE)
-    return str(ast.literal_eval(found[-1])) if found else None
+    set_to = re.findall(r"^(?:global|download)\.cert=(.+)$", listed, re.MULTILINE)
+    return str(ast.literal_eval(set_to[-1])) if set_to else None
 
 
 def _entry(name: str) -> Entry:
