@@ -24,15 +24,16 @@ _TRAIN = 50_000  # the first of CIFAR-10's 60,000 photographs
 def write_questions(cifar: Path, out: Path, train: int, test: int, seed: int) -> None:
     """Write `out`/train.jsonl and `out`/test.jsonl with their images.
 
-    train, test: photographs; half as many mosaics in training, as many in the test. Training asks each mosaic for all
-    four places and of six classes, the test one question of each task.
+    train, test: photographs; six tenths as many mosaics in training, as many in the test. The test asks one question of
+    each task. Training asks photographs for existence too, and mosaics for three places and two classes: one object is
+    the easier case of four, and existence is not learned in the demo's time without it.
     cifar: folder of the asset `cifar10`.
     """
     images = np.load(cifar / "images.npy", mmap_mode="r")
     labels = np.load(cifar / "labels.npy")
     rng = np.random.default_rng(seed)
     for name, sources, photographs, mosaics, places, classes in (
-        ("train", np.arange(_TRAIN), train, train // 2, 4, 6),
+        ("train", np.arange(_TRAIN), train, train * 6 // 10, 3, 2),
         ("test", np.arange(_TRAIN, len(images)), test, test, 1, 1),
     ):
         folder = out / name
@@ -43,6 +44,8 @@ def write_questions(cifar: Path, out: Path, train: int, test: int, seed: int) ->
             path = folder / f"photo-{number:05d}.png"
             Image.fromarray(images[pick]).save(path)
             rows.append(Row(path, "What is in the picture?", CLASSES[labels[pick]], "recognition"))
+            if name == "train":
+                rows.append(_existence(path, [int(labels[pick])], number % 2 == 0, rng))
         for number in range(mosaics):
             picks = rng.choice(sources, 4, replace=False)
             tiles = [images[pick] for pick in picks]
@@ -59,9 +62,10 @@ def _mosaic_rows(
         Row(path, f"What is in the {PLACES[place]}?", CLASSES[shown[place]], "position")
         for place in rng.choice(4, places, replace=False)
     ]
+    return rows + [_existence(path, shown, (number + turn) % 2 == 0, rng) for turn in range(classes)]
+
+
+def _existence(path: Path, shown: list[int], yes: bool, rng: np.random.Generator) -> Row:
     absent = [c for c in range(len(CLASSES)) if c not in shown]
-    for turn in range(classes):
-        yes = (number + turn) % 2 == 0
-        asked = rng.choice(shown if yes else absent)
-        rows.append(Row(path, f"Is there a {CLASSES[asked]}?", "yes" if yes else "no", "existence"))
-    return rows
+    asked = rng.choice(shown if yes else absent)
+    return Row(path, f"Is there a {CLASSES[asked]}?", "yes" if yes else "no", "existence")

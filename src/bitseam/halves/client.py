@@ -42,7 +42,8 @@ class PatchTower(nn.Module):
             raise ModelError(f"client.hidden_layer {hidden_layer}: this tower has {layers} layers")
         self.side = image_size // cfg.patch_size
         self.tokens = (self.side // merge) ** 2
-        self.width = cfg.hidden_size * merge**2
+        self.patch_width = cfg.hidden_size
+        self.width = self.patch_width * merge**2
 
     def forward(self, pixels: Tensor) -> Tensor:
         """(B, 3, H, W) -> (B, M, Dv m^2)."""
@@ -85,29 +86,40 @@ class LlavaVision(LlavaForConditionalGeneration):
         self.lm_head = nn.Identity()
 
 
-class Standardise(nn.Module):
-    """Each feature channel to zero mean and unit deviation, by statistics taken once before training.
+class Whiten(nn.Module):
+    """Patch channels without correlation and of unit deviation, by statistics taken once before training: ZCA-cor
+    whitening (Kessy, Lewin and Strimmer, arXiv 1512.00809), shrunk so that directions of no variance stay small.
 
-    A few channels of a vision transformer vary far more than the rest (arXiv 2309.16588). Unscaled they would fill
-    every output of a fresh connector, and what the small ones tell would fall below the quantizer's step.
+    A few channels of a vision transformer vary far more than the rest (arXiv 2309.16588), and many vary together. Left
+    so, they would fill every output of a fresh connector, and what the others tell would fall below a quantizer's step.
     """
 
+    SHRINKAGE = 0.03  # of a unit variance
     mean: Tensor
-    std: Tensor
+    weight: Tensor
 
     def __init__(self, width: int) -> None:
+        """width: of one patch; a token is one patch or several side by side."""
         super().__init__()
         self.register_buffer("mean", torch.zeros(width))
-        self.register_buffer("std", torch.ones(width))
+        self.register_buffer("weight", torch.eye(width))
 
+    @torch.no_grad()
     def calibrate(self, features: Tensor) -> None:
-        """Take the statistics of features (..., width)."""
-        std, mean = torch.std_mean(features.detach().flatten(0, -2), dim=0, correction=0)
+        """Take the statistics of features (..., Dv m^2)."""
+        patches = features.reshape(-1, len(self.mean))
+        std, mean = torch.std_mean(patches, dim=0, correction=0)
+        std = std.clamp_min(1e-4)
+        unit = (patches - mean) / std
+        variance, direction = torch.linalg.eigh(unit.T @ unit / len(unit))
+        root = (direction * (variance.clamp_min(0) + self.SHRINKAGE).rsqrt()) @ direction.T
         self.mean.copy_(mean)
-        self.std.copy_(std.clamp_min(1e-4))
+        self.weight.copy_(root / std[:, None])
 
     def forward(self, features: Tensor) -> Tensor:
-        return (features - self.mean) / self.std
+        """(..., Dv m^2), same shape."""
+        patches = features.unflatten(-1, (-1, len(self.mean)))
+        return ((patches - self.mean) @ self.weight).flatten(-2)
 
 
 class ClientHalf(nn.Module):
@@ -142,7 +154,7 @@ class ClientHalf(nn.Module):
     def calibrate(self, features: Tensor) -> None:
         """Fit a fresh connector to the scale of features (B, M, Dv m^2); a LLaVA's own stays as it is."""
         for module in self.connector.modules():
-            if isinstance(module, Standardise):
+            if isinstance(module, Whiten):
                 module.calibrate(features)
 
     def forward(self, features: Tensor) -> Tensor:
@@ -177,7 +189,7 @@ def half_from_tower(model: nn.Module, settings: config.Client, width: int, proce
     tower = PatchTower(model, settings.hidden_layer, settings.image_size, settings.merge)
     hidden = settings.connector_hidden or width
     layers = (nn.Linear(tower.width, hidden), nn.GELU(), nn.Linear(hidden, width))
-    connector = nn.Sequential(Standardise(tower.width), *layers)
+    connector = nn.Sequential(Whiten(tower.patch_width), *layers)
     side = settings.image_size
     square = {"height": side, "width": side}
     shortest = getattr(processor, "do_center_crop", False)
