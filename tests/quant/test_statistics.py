@@ -24,7 +24,7 @@ def test_a_training_batch_is_normalised_by_what_came_before_it() -> None:
     mean, std = statistics.mean.clone(), statistics.std.clone()
     z = batch(1) + 5
     assert torch.equal(statistics.train()(z), (z - mean) / std)
-    assert not torch.equal(statistics.mean, mean)
+    assert not torch.equal(statistics.running_mean, mean)
 
 
 def test_counting_is_the_mixture_of_old_and_new() -> None:
@@ -32,8 +32,21 @@ def test_counting_is_the_mixture_of_old_and_new() -> None:
     statistics.calibrate(batch(0))
     statistics.train()(batch(1) + 5)
     both = torch.cat([batch(0), batch(1) + 5]).reshape(-1, 3)  # half the weight each
-    torch.testing.assert_close(statistics.mean, both.mean(0))
-    torch.testing.assert_close(statistics.var, both.var(0, correction=0))
+    torch.testing.assert_close(statistics.running_mean, both.mean(0))
+    torch.testing.assert_close(statistics.running_var, both.var(0, correction=0))
+
+
+@pytest.mark.parametrize(("shift", "follows"), [(0.02, False), (0.2, True)])
+def test_what_is_in_use_follows_only_a_real_drift(shift: float, follows: bool) -> None:
+    statistics = ChannelStatistics(3, momentum=0.5)
+    statistics.calibrate(batch(0))
+    mean, std = statistics.mean.clone(), statistics.std.clone()
+    moved = batch(0) + 2 * shift * std  # half of it is counted
+    statistics.train()(moved)
+    assert torch.equal(statistics.mean, mean)  # not before the next batch is normalised
+    out = statistics(batch(0))
+    assert torch.equal(statistics.mean, mean) != follows
+    assert torch.equal(out, (batch(0) - statistics.mean) / statistics.std)
 
 
 @pytest.mark.parametrize("how", ["eval", "freeze"])
@@ -41,9 +54,10 @@ def test_nothing_is_counted_in_eval_or_frozen(how: str) -> None:
     statistics = ChannelStatistics(3, momentum=0.5).train()
     statistics.calibrate(batch(0))
     getattr(statistics, how)()
-    before = statistics.mean.clone()
+    before = {name: value.clone() for name, value in statistics.state_dict().items()}
     statistics(batch(1) + 5)
-    assert torch.equal(statistics.mean, before)
+    statistics(batch(1) + 5)
+    assert all(torch.equal(value, before[name]) for name, value in statistics.state_dict().items())
 
 
 def test_a_checkpoint_remembers_statistics_and_flags() -> None:

@@ -46,6 +46,7 @@ class ClientSession:
         self._seam = seam
         self._vocabulary = vocabulary
         self._autocast = autocast == "bf16"
+        self._told = pb.Calibrate()  # the statistics that the server has
         self.watch = Stopwatch()
 
     def __enter__(self) -> ClientSession:
@@ -69,12 +70,8 @@ class ClientSession:
             model.image_quantizer.calibrate(model.vision(features))
             if model.text_quantizer is not None:
                 model.text_quantizer.calibrate(model.prompt_features(text))
-        text_quantizer = model.text_quantizer
-        message = pb.Calibrate(
-            image=_statistics(model.image_quantizer.statistics()),
-            text=_statistics(text_quantizer.statistics() if text_quantizer is not None else None),
-        )
-        self._peer.exchange(message, pb.Ack)
+        self._told = self._statistics()
+        self._peer.exchange(self._told, pb.Ack)
 
     def step(self, step: int, micro: int, last: bool, features: Tensor, text: TextBatch, weight: float) -> StepLoss:
         """One micro-batch: gradients are added to the vision half's parameters, as sums over answer tokens.
@@ -88,6 +85,10 @@ class ClientSession:
             forward = pb.Forward(
                 step=step, micro=micro, last=last, text=self._text(text, prompt), image=self._image(image)
             )
+            statistics = self._statistics()
+            if statistics != self._told:
+                forward.statistics.CopyFrom(statistics)
+                self._told = statistics
         with self.watch("wait"):
             backward = self._peer.exchange(forward, pb.Backward)
         outputs, gradients = [], []
@@ -133,6 +134,14 @@ class ClientSession:
         finally:
             self.model.train(was_training)
 
+    def _statistics(self) -> pb.Calibrate:
+        """Those in use, of each modality that has any."""
+        text = self.model.text_quantizer
+        return pb.Calibrate(
+            image=_message(self.model.image_quantizer.statistics()),
+            text=_message(text.statistics() if text is not None else None),
+        )
+
     def _image(self, image: Quantized) -> pb.Coded:
         return encode(self._seam.image.up, image.levels)
 
@@ -146,7 +155,7 @@ class ClientSession:
         return torch.autocast(next(self.model.parameters()).device.type, torch.bfloat16, enabled=self._autocast)
 
 
-def _statistics(statistics: tuple[Tensor, Tensor] | None) -> pb.Statistics | None:
+def _message(statistics: tuple[Tensor, Tensor] | None) -> pb.Statistics | None:
     if statistics is None:
         return None
     mean, std = (np.ascontiguousarray(t.cpu().numpy(), "<f4").tobytes() for t in statistics)

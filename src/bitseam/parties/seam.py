@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 
 from bitseam import config
 from bitseam.codecs import Codec, canonical, codec_from_config
@@ -58,9 +59,13 @@ def build_quantizer(up: config.Up, width: int) -> Quantizer:
     return Float(width, _FLOATS[up.quantizer])
 
 
-def build_projection(up: config.Up, width: int) -> LevelProjection | None:
+def build_projection(up: config.Up, width: int) -> nn.Linear | None:
     """The server's side: levels (..., C) -> (..., D); None where features cross as floats."""
-    return None if up.quantizer in _FLOATS else LevelProjection(channels(up, width), width)
+    if up.quantizer in _FLOATS:
+        return None
+    if up.quantizer == "rd-fsq-tensor":
+        return nn.Linear(channels(up, width), width)  # as published: knows no statistics
+    return LevelProjection(channels(up, width), width)
 
 
 def terms(recipe: config.Recipe, vocabulary: int, tokenizer: str, weights: str, training: bool) -> dict[str, str]:

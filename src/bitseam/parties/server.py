@@ -21,6 +21,7 @@ from bitseam.parties.optimise import Stepper
 from bitseam.parties.peer import Peer, Stopwatch, decode, encode
 from bitseam.parties.seam import Link, Seam, channels
 from bitseam.parties.text import TextBatch, read_text
+from bitseam.quant import LevelProjection
 from bitseam.transport import Channel
 from bitseam.wire import VERSION, same_terms
 from bitseam.wire import messages_pb2 as pb
@@ -137,17 +138,17 @@ class ServerSession:
             self._peer.send(pb.Ack(step=self._party.step))
         elif isinstance(message, pb.Calibrate):
             self._calibrate(message)
+            self._peer.send(pb.Ack(step=self._party.step))
 
     def _calibrate(self, message: pb.Calibrate) -> None:
         model = self._party.model
         for name, projection in (("image", model.image_projection), ("text", model.text_projection)):
-            if message.HasField(name) and projection is not None:
+            if message.HasField(name) and isinstance(projection, LevelProjection):
                 statistics = getattr(message, name)
                 mean, std = (
                     torch.from_numpy(np.frombuffer(raw, "<f4").copy()) for raw in (statistics.mean, statistics.std)
                 )
                 projection.calibrate(mean, std)
-        self._peer.send(pb.Ack(step=self._party.step))
 
     def _read(self, message: pb.Forward | pb.Ask) -> tuple[TextBatch, Tensor, Tensor | None]:
         party, seam = self._party, self._party.seam
@@ -169,6 +170,7 @@ class ServerSession:
         if message.step != party.step + 1:
             raise WireError(f"step {message.step} where {party.step + 1} is due")
         with watch("decode"):
+            self._calibrate(message.statistics)
             text, image, prompt = self._read(message)
         if message.micro == 0:
             self._loss, self._answer_tokens = 0.0, 0

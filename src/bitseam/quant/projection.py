@@ -2,6 +2,7 @@
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import linear
 
 from bitseam.errors import CodecError
 from bitseam.quant.finite import require_finite
@@ -9,17 +10,29 @@ from bitseam.quant.rd_fsq import semi_orthogonal
 
 
 class LevelProjection(nn.Linear):
-    """Levels (..., C) -> features (..., D)."""
+    """Levels (..., C) -> features (..., D): W (std * levels + mean) + b, with the client's statistics of each channel.
+
+    Starts as the inverse of a fresh RDFSQ, W = P^T semi-orthogonal. Undoing the normalisation lets the scale of a
+    channel mean something, as it does where features cross as floats: a connector that makes a feature larger makes it
+    larger for the language model too.
+    """
+
+    mean: Tensor
+    std: Tensor
 
     def __init__(self, channels: int, width: int) -> None:
         super().__init__(channels, width)
+        self.register_buffer("mean", torch.zeros(channels))
+        self.register_buffer("std", torch.ones(channels))
+        with torch.no_grad():
+            self.weight.copy_(semi_orthogonal(channels, width).T)
+            self.bias.zero_()
 
     @torch.no_grad()
     def calibrate(self, mean: Tensor, std: Tensor) -> None:
-        """Undo a fresh RDFSQ's normalisation and projection: features ~ P^T (std * levels + mean), P semi-orthogonal.
+        """Take the statistics (C,) that the client normalises by from now on.
 
-        `mean` and `std` are (C,), as the client sent them. Raises CodecError for another shape or a deviation that is
-        not positive, NonFiniteError for NaN or infinity.
+        Raises CodecError for another shape or a deviation that is not positive, NonFiniteError for NaN or infinity.
         """
         for name, value in (("mean", mean), ("std", std)):
             if value.shape != (self.in_features,):
@@ -27,6 +40,9 @@ class LevelProjection(nn.Linear):
             require_finite(value, f"statistics: {name}")
         if not (std > 0).all():
             raise CodecError("statistics: std must be positive in every channel")
-        back = semi_orthogonal(self.in_features, self.out_features).T
-        self.weight.copy_(back * std.to(back))
-        self.bias.copy_(back @ mean.to(back))
+        self.mean.copy_(mean)
+        self.std.copy_(std)
+
+    def forward(self, levels: Tensor) -> Tensor:
+        """Levels (..., C) -> (..., D)."""
+        return linear(levels * self.std + self.mean, self.weight, self.bias)

@@ -47,7 +47,7 @@ class RDFSQ(Quantizer):
     else a fixed semi-orthogonal projection. `calibrate` before the first forward.
     """
 
-    def __init__(self, width: int, channels: int, levels: int, clip: float, momentum: float = 0.01) -> None:
+    def __init__(self, width: int, channels: int, levels: int, clip: float, momentum: float = 0.1) -> None:
         """Raises CodecError for levels, clip, channels or momentum out of range."""
         super().__init__(width, channels)
         check_grid(levels, clip)
@@ -62,7 +62,7 @@ class RDFSQ(Quantizer):
     def statistics(self) -> tuple[Tensor, Tensor]:
         """Mean (C,) and standard deviation (C,). Raises CodecError before the first `calibrate`."""
         self.normalise.require_calibrated()
-        return self.normalise.mean.clone(), self.normalise.std
+        return self.normalise.mean.clone(), self.normalise.std.clone()
 
     def freeze(self) -> None:
         """Keep the statistics as they are from now on."""

@@ -12,12 +12,17 @@ VARIANCE_FLOOR = 1e-8
 class ChannelStatistics(nn.Module):
     """Normalise z (..., C) to zero mean and unit deviation per channel, by statistics of *earlier* batches.
 
-    In training a batch is normalised first and counted after, so that no code depends on a batch neighbour; in eval and
-    after `freeze` nothing is counted. Autograd sees constants. Both flags are buffers: a checkpoint remembers them.
+    `mean` and `std` (C,) are those in use, which the other side must know. In training they follow the running ones
+    only once these have drifted off by `DRIFT` deviations (root mean square over channels), so that they are sent
+    seldom. A batch is normalised first and counted after, so that no code depends on a batch neighbour; in eval and
+    after `freeze` nothing moves. Autograd sees constants. All is in buffers: a checkpoint remembers it.
     """
 
+    DRIFT = 0.05
     mean: Tensor
-    var: Tensor
+    std: Tensor
+    running_mean: Tensor
+    running_var: Tensor
     calibrated: Tensor
     frozen: Tensor
 
@@ -26,21 +31,21 @@ class ChannelStatistics(nn.Module):
         if not 0 <= momentum <= 1:
             raise CodecError(f"momentum of the channel statistics must be from 0 to 1, not {momentum}")
         self.momentum = momentum
-        self.register_buffer("mean", torch.zeros(channels))
-        self.register_buffer("var", torch.ones(channels))
+        for name in ("mean", "running_mean"):
+            self.register_buffer(name, torch.zeros(channels))
+        for name in ("std", "running_var"):
+            self.register_buffer(name, torch.ones(channels))
         self.register_buffer("calibrated", torch.tensor(False))
         self.register_buffer("frozen", torch.tensor(False))
-
-    @property
-    def std(self) -> Tensor:
-        """Deviation (C,), never under the floor for dead channels."""
-        return self.var.clamp_min(VARIANCE_FLOOR).sqrt()
 
     def forward(self, z: Tensor) -> Tensor:
         """Normalised z, same shape. Raises CodecError before the first `calibrate`."""
         self.require_calibrated()
+        counting = self.training and not self.frozen
+        if counting and self._drift() > self.DRIFT:
+            self._use_running()
         normalised = (z - self.mean) / self.std
-        if self.training and not self.frozen:
+        if counting:
             self._count(z.detach())
         return normalised
 
@@ -51,8 +56,9 @@ class ChannelStatistics(nn.Module):
         if len(tokens) < 2:
             raise CodecError(f"calibration needs the features of two tokens at least, not {len(tokens)}")
         var, mean = torch.var_mean(tokens, dim=0, correction=0)
-        self.mean.copy_(mean)
-        self.var.copy_(var)
+        self.running_mean.copy_(mean)
+        self.running_var.copy_(var)
+        self._use_running()
         self.calibrated.fill_(True)
 
     def freeze(self) -> None:
@@ -64,6 +70,18 @@ class ChannelStatistics(nn.Module):
         if not self.calibrated:
             raise CodecError("the quantizer's channel statistics are not calibrated: call calibrate(features) first")
 
+    def _running_std(self) -> Tensor:
+        return self.running_var.clamp_min(VARIANCE_FLOOR).sqrt()
+
+    def _use_running(self) -> None:
+        self.mean.copy_(self.running_mean)
+        self.std.copy_(self._running_std())
+
+    def _drift(self) -> float:
+        """How far the running statistics are from those in use, in deviations."""
+        off = torch.maximum((self.running_mean - self.mean).abs(), (self._running_std() - self.std).abs()) / self.std
+        return float(off.square().mean().sqrt())
+
     @torch.no_grad()
     def _count(self, z: Tensor) -> None:
         tokens = z.reshape(-1, z.shape[-1])
@@ -71,6 +89,6 @@ class ChannelStatistics(nn.Module):
             return
         var, mean = torch.var_mean(tokens, dim=0, correction=0)
         # Variance of the mixture of old and new (Finch, "Incremental calculation of weighted mean and variance", 2009).
-        shift = mean - self.mean
-        self.var.add_(self.momentum * shift.square()).mul_(1 - self.momentum).add_(self.momentum * var)
-        self.mean.add_(self.momentum * shift)
+        shift = mean - self.running_mean
+        self.running_var.add_(self.momentum * shift.square()).mul_(1 - self.momentum).add_(self.momentum * var)
+        self.running_mean.add_(self.momentum * shift)

@@ -44,8 +44,7 @@ def check(message: Any, limits: Limits) -> None:
     elif isinstance(message, pb.Goodbye):
         _at_most("reason", len(message.reason), limits.text)
     elif isinstance(message, pb.Calibrate):
-        for name in ("image", "text"):
-            _statistics(name, getattr(message, name), limits)
+        _statistics(message, limits)
     elif isinstance(message, pb.Forward | pb.Ask):
         _text(message.text, limits)
         _coded("image", message.image, limits)
@@ -55,6 +54,8 @@ def check(message: Any, limits: Limits) -> None:
             _require(message.max_new_tokens >= 1, "max_new_tokens: 0")
             _at_most("max_new_tokens", message.max_new_tokens, limits.new_tokens)
             _require(not any(message.text.answers), "text.answers: a question holds no answers")
+        else:
+            _statistics(message.statistics, limits)
     elif isinstance(message, pb.Backward):
         _require(math.isfinite(message.loss), f"loss: {message.loss}")
         _coded("image", message.image, limits)
@@ -89,10 +90,11 @@ def _coded(name: str, coded: pb.Coded, limits: Limits) -> None:
     _at_most(f"{name}: elements", math.prod(shape), limits.elements)
 
 
-def _statistics(name: str, statistics: pb.Statistics, limits: Limits) -> None:
-    mean, std = len(statistics.mean), len(statistics.std)
-    _require(mean == std and mean % 4 == 0, f"{name}: statistics of {mean} and {std} bytes")
-    _at_most(f"{name}: channels", mean // 4, limits.channels)
+def _statistics(message: pb.Calibrate, limits: Limits) -> None:
+    for name in ("image", "text"):
+        mean, std = (len(part) for part in (getattr(message, name).mean, getattr(message, name).std))
+        _require(mean == std and mean % 4 == 0, f"{name}: statistics of {mean} and {std} bytes")
+        _at_most(f"{name}: channels", mean // 4, limits.channels)
 
 
 def _no_unknown_fields(message: Any) -> None:
