@@ -12,13 +12,13 @@ import argparse
 import json
 import os
 import signal
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
+from statistics import median
 
 import torch
 
@@ -64,7 +64,7 @@ def main() -> None:
                 server.wait()
         lines = (Path(folder) / "server" / "log.jsonl").read_text().splitlines()
         rows = [json.loads(line)["seconds"] for line in lines][options.steps :]
-    figures["parts"] |= {f"server: {name}": _median([row[name] for row in rows]) for name in rows[0]}
+    figures["parts"] |= {f"server: {name}": median([row[name] for row in rows]) for name in rows[0]}
     # The server steps after it has answered, beside the client's backward; what the client waits of it is in "wire".
     busy = sum(figures["parts"][f"server: {name}"] for name in ("decode", "server forward and backward", "encode"))
     figures["parts"]["wire, and waiting for the server's last step"] = figures["parts"].pop("client: wait") - busy
@@ -121,10 +121,10 @@ def measure(recipe: config.Recipe, rounds: int, steps: int) -> dict:
                     seconds[name].append((time.perf_counter() - start) / steps)
     kept = parts[steps:]
     return {
-        "split_s": _median(seconds["split"]),
-        "unsplit_s": _median(seconds["unsplit"]),
+        "split_s": median(seconds["split"]),
+        "unsplit_s": median(seconds["unsplit"]),
         "rounds": seconds,
-        "parts": {f"client: {name}": _median([row[name] for row in kept]) for name in kept[0]},
+        "parts": {f"client: {name}": median([row[name] for row in kept]) for name in kept[0]},
     }
 
 
@@ -138,10 +138,6 @@ def show(figures: dict) -> None:
         f"split {figures['split_s'] * 1e3:.1f} ms, unsplit {figures['unsplit_s'] * 1e3:.1f} ms a step "
         f"of {figures['batch']}: {figures['ratio']:.3f} times"
     )
-
-
-def _median(values: list[float]) -> float:
-    return statistics.median(values)
 
 
 if __name__ == "__main__":
