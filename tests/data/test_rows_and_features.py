@@ -117,6 +117,24 @@ def test_batches_cover_an_epoch_and_can_be_looked_up_in_any_order(tiny: Tiny, tm
         Batches(rows, LiveFeatures(half), Prompter(recipe.text), 7, seed=3)
 
 
+def test_questions_about_one_image_stay_together(tiny: Tiny, tmp_path: Path) -> None:
+    recipe = make_recipe(tiny)
+    images = [picture(tmp_path / f"{i}.png", i) for i in range(8)]
+    rows = [Row(images[i % 8], f"dog {i // 8} ?", "yes") for i in range(32)]  # scattered over the file
+    seen: list[Path] = []
+
+    class Spy(LiveFeatures):
+        def of(self, rows):
+            seen.extend(row.image for row in rows)
+            return super().of(rows)
+
+    batches = Batches(rows, Spy(load_client_half(recipe.client, 32)), Prompter(recipe.text), 8, seed=3)
+    for number in range(4):
+        batches(number)
+    assert all(len(set(seen[start : start + 4])) == 1 for start in range(0, 32, 4))
+    assert sorted(seen) == sorted(row.image for row in rows)
+
+
 def test_questions_are_true_balanced_and_of_separate_photographs(tmp_path: Path) -> None:
     count = 60_000
     images = np.zeros((count, 32, 32, 3), np.uint8)
@@ -127,7 +145,7 @@ def test_questions_are_true_balanced_and_of_separate_photographs(tmp_path: Path)
     np.save(tmp_path / "labels.npy", labels)
     write_questions(tmp_path, tmp_path / "out", train=40, test=20, seed=0)
     sources: dict[str, set[int]] = {}
-    for split, counts in (("train", (40, 72, 88)), ("test", (20, 20, 20))):
+    for split, counts in (("train", (40, 96, 88)), ("test", (20, 20, 20))):
         rows = read_rows(tmp_path / "out" / f"{split}.jsonl")
         sources[split] = set()
         tasks = [row.task for row in rows]
