@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from bitseam.cli.main import app
+from bitseam.evals.report import summary_markdown
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -55,6 +57,11 @@ def test_keys_in_the_guide_are_keys_of_recipes() -> None:
         for name in key.split("."):
             assert hasattr(value, name), key
             value = getattr(value, name)
+
+
+def test_readme_table_is_that_of_the_kept_report() -> None:
+    report = json.loads((ROOT / "docs" / "results" / "demo.json").read_text())
+    assert summary_markdown(report).strip() in (ROOT / "README.md").read_text()
 
 
 def test_results_have_a_row_each() -> None:

@@ -6,6 +6,7 @@ import json
 import logging
 import queue
 import signal
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -56,11 +57,12 @@ def serve(recipe: config.Recipe, locate: Locate, checkpoint: Path | None = None)
 
 def build_party(recipe: config.Recipe, locate: Locate, checkpoint: Path | None = None) -> ServerParty:
     """The server half as a session needs it, fresh or from a checkpoint."""
+    compute = ThreadPoolExecutor(1, "model")
     identity = Identity("", 0)
     if checkpoint is None:
-        model = build_server(recipe, locate)
+        model = compute.submit(build_server, recipe, locate).result()
     else:
-        model, _, identity = load_server(checkpoint, locate)
+        model, _, identity = compute.submit(load_server, checkpoint, locate).result()
     model.to(choose_device(recipe.device))
     prompter = Prompter(recipe.text, locate)
     party = ServerParty(
@@ -72,6 +74,7 @@ def build_party(recipe: config.Recipe, locate: Locate, checkpoint: Path | None =
         ),
         prompter.vocabulary,
         prompter.end,
+        compute=compute,
     )
     if identity.step:
         party.run, party.step = identity.run, identity.step
