@@ -45,7 +45,7 @@ class Fp8(Codec):
         layout, dtype = Blocks.of(tuple(x.shape), self.block), FORMATS[self.format]
         blocks, largest = layout.split(x), torch.finfo(dtype).max
         scale = bfloat16_nearest(blocks.abs().amax(dim=1), self.codec_id)
-        # Clamped, as a value may lie a little over its rounded scale, and there the formats have NaN and infinity.
+        # Clamped: bfloat16 keeps so little of a scale under 1e-38 that a value may be far over it, as NaN or infinity.
         floats = per_block(blocks, scale, lambda unit: unit.mul_(largest).clamp_(-largest, largest), dtype)
         return little_endian(scale) + layout.join(floats.view(torch.uint8)).numpy().tobytes()
 
@@ -55,5 +55,5 @@ class Fp8(Codec):
         octets = np.frombuffer(payload, np.uint8, offset=2 * layout.count).copy()
         floats = torch.from_numpy(octets).view(dtype).float()
         require_finite(floats, f"payload of codec {self.codec_id}")
-        # In this order the largest decodes to its scale to the last bit, and codes again to the same bytes.
+        # Numbers are divided, not scales: of a tiny one, nothing would be left.
         return layout.join(layout.split(floats / torch.finfo(dtype).max) * scale[:, None])

@@ -28,8 +28,8 @@ class TopK(Codec):
     """The `share` of each token's values (of its last dimension; one at least) that are largest in magnitude.
 
     The rest decodes to zero and nothing is scaled up in return: biased, towards zero. `bits` of a value are 16 (half
-    precision), or 1 to 8: 2^bits even levels from -scale to scale, the token's largest magnitude. These have no zero, as what is
-    kept is not near it; one bit is the sign.
+    precision), or 1 to 8: 2^bits even levels from -scale to scale, the token's largest magnitude. These have no zero,
+    as what is kept is not near it; one bit is the sign.
     """
 
     codec_id: ClassVar[str] = "top-k"
@@ -58,16 +58,12 @@ class TopK(Codec):
 
     def _encode(self, x: Tensor, generator: torch.Generator | None) -> bytes:
         tokens, width = _tokens(tuple(x.shape))
-        if tokens == 0:
-            return b""
         x, k = x.reshape(tokens, width), self.kept(width)
         mask = self._select(x.abs(), k, generator)
         return pack_subsets(mask.numpy(), k) + self._encode_values(x[mask].reshape(tokens, k))
 
     def _decode(self, payload: bytes, shape: tuple[int, ...]) -> Tensor:
         tokens, width = _tokens(shape)
-        if tokens == 0:
-            return torch.zeros(0)
         k = self.kept(width)
         end = subsets_bytes(tokens, k, width)
         positions = torch.from_numpy(unpack_subsets(payload[:end], tokens, k, width))
@@ -77,7 +73,7 @@ class TopK(Codec):
         return 2 * tokens * k if self.bits == 16 else 2 * tokens + packed_bytes(tokens * k, 2**self.bits)
 
     def _encode_values(self, values: Tensor) -> bytes:
-        """Values (T, k), k > 0 -> bytes."""
+        """Values (T, k) -> bytes."""
         if self.bits == 16:
             return _FP16.encode(values)
         levels = 2**self.bits
