@@ -4,10 +4,25 @@ import hashlib
 import json
 from dataclasses import dataclass
 
+import numpy as np
 import pytest
 import torch
 
-from bitseam.codecs import Bf16, Codec, Fp16, Fp32, Stochastic, Uniform, canonical, codec_from_config
+from bitseam.codecs import (
+    Bf16,
+    BlockwiseInt,
+    Codec,
+    Fp8,
+    Fp16,
+    Fp32,
+    NormalFloat,
+    RandomizedTopK,
+    Stochastic,
+    TopK,
+    Uniform,
+    canonical,
+    codec_from_config,
+)
 from bitseam.errors import CodecError, NonFiniteError
 from bitseam.quant import RDFSQ, Float, Quantizer, TensorRDFSQ
 
@@ -60,6 +75,21 @@ CASES = [
     Case("stochastic3", Stochastic(3, 7), "5a004c42137e4cb3", 2.6, deterministic=False),
     Case("stochastic4", Stochastic(4, "token"), "f5acdf9840708732", 1.7, deterministic=False),
     Case("stochastic256", Stochastic(256, 1000), "7ec947d8835546ac", 0.02, deterministic=False),
+    Case("int2", BlockwiseInt(2), "625d63f8c51475bc", 1.26),
+    Case("int4", BlockwiseInt(4, 5), "5a164d572a6407f8", 0.19),
+    Case("int8", BlockwiseInt(8, 64), "934de226c51c8b60", 0.02),
+    Case("int3-stochastic", BlockwiseInt(3, 5, "stochastic"), "854f21bb59e11927", 0.85, deterministic=False),
+    Case("int8-stochastic", BlockwiseInt(8, "token", "stochastic"), "ea51f0978b84127c", 0.02, deterministic=False),
+    Case("e4m3", Fp8("e4m3", 5), "4bdc17e2ef852720", 0.16),
+    Case("e5m2", Fp8("e5m2"), "cb3283c89b0595fc", 0.32),
+    Case("nf2", NormalFloat(2), "f357d4a279bd3918", 1.26),
+    Case("nf3", NormalFloat(3, 5), "be1b3a9cc173e693", 0.6),
+    Case("nf4", NormalFloat(4, 5), "4acb0b5065add9f8", 0.4),
+    Case("nf8", NormalFloat(8, "token"), "b120fad966425b50", 0.2),
+    Case("top2", TopK(0.15), "289dca249bcce208", 2.5),
+    Case("top6-int4", TopK(0.5, 4), "1b90d2c67e1151be", 2.5),
+    Case("top12-sign", TopK(1, 1), "2cbfc475e2e55e00", 2.5),
+    Case("randomized-top3", RandomizedTopK(0.25, 8, 0.3), "202a93527a80b707", 2.51, deterministic=False),
 ]
 
 
@@ -125,6 +155,23 @@ def test_a_lie_about_the_shape_is_refused_before_memory_is_taken(case: Case) -> 
     for shape in [(2**20, 2**20), (2**60, 2**60), (0, 2**62, 2**62), (-1, 0), (1, -1), (0,) * 9]:
         with pytest.raises(CodecError):
             case.codec.decode(b"", shape)
+
+
+@every
+def test_many_tokens_of_no_width_take_no_memory(case: Case) -> None:
+    assert case.codec.decode(b"", (2**40, 0)).shape == (2**40, 0)
+
+
+@every
+def test_any_bytes_are_numbers_or_refused(case: Case) -> None:
+    numbers = np.random.default_rng(0)
+    for shape in [(3,), (2, 9), (1, 40)] * 20:
+        try:
+            back = case.codec.decode(numbers.bytes(case.codec.payload_bytes(shape)), shape)
+        except CodecError:
+            continue
+        assert back.shape == shape
+        assert torch.isfinite(back).all()
 
 
 @every

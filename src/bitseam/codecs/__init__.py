@@ -6,14 +6,35 @@ from dataclasses import MISSING, fields
 from typing import Any
 
 from bitseam.codecs.base import Codec
+from bitseam.codecs.blockwise_int import BlockwiseInt
 from bitseam.codecs.floating import Bf16, Fp16, Fp32
+from bitseam.codecs.fp8 import Fp8
+from bitseam.codecs.normal_float import NormalFloat
 from bitseam.codecs.stochastic import Stochastic
+from bitseam.codecs.top_k import RandomizedTopK, TopK
 from bitseam.codecs.uniform import Uniform
 from bitseam.errors import CodecError
 
-__all__ = ["Bf16", "Codec", "Fp16", "Fp32", "Stochastic", "Uniform", "canonical", "codec_from_config"]
+__all__ = [
+    "Bf16",
+    "BlockwiseInt",
+    "Codec",
+    "Fp8",
+    "Fp16",
+    "Fp32",
+    "NormalFloat",
+    "RandomizedTopK",
+    "Stochastic",
+    "TopK",
+    "Uniform",
+    "canonical",
+    "codec_from_config",
+]
 
-_CODECS: dict[str, type[Any]] = {codec.codec_id: codec for codec in (Fp32, Fp16, Bf16, Uniform, Stochastic)}
+_CODECS: dict[str, type[Any]] = {
+    codec.codec_id: codec
+    for codec in (Fp32, Fp16, Bf16, Uniform, Stochastic, BlockwiseInt, Fp8, NormalFloat, TopK, RandomizedTopK)
+}
 
 
 def codec_from_config(config: Mapping[str, Any]) -> Codec:

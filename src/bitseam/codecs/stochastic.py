@@ -12,10 +12,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bitseam.codecs.base import Codec
-from bitseam.codecs.floating import from_little_endian, little_endian
+from bitseam.codecs.blocks import bfloat16_up, check_block, per_block, read_scales
+from bitseam.codecs.floating import little_endian
 from bitseam.codecs.packing import pack, packed_bytes
-from bitseam.codecs.uniform import CHUNK, unpack_levels
-from bitseam.errors import CodecError, NonFiniteError
+from bitseam.codecs.uniform import unpack_levels
 from bitseam.quant.uniform import check_grid, index_dtype
 
 
@@ -34,8 +34,7 @@ class Stochastic(Codec):
 
     def __post_init__(self) -> None:
         check_grid(self.levels, 1.0)
-        if self.block != "token" and (type(self.block) is not int or self.block < 1):
-            raise CodecError(f'block must be "token" or a positive whole number, not {self.block!r}')
+        check_block(self.block)
 
     def _payload_bytes(self, shape: tuple[int, ...]) -> int:
         count = math.prod(shape)
@@ -43,22 +42,15 @@ class Stochastic(Codec):
 
     def _encode(self, x: Tensor, generator: torch.Generator | None) -> bytes:
         blocks = self._in_blocks(x)
-        scale = _bfloat16_up(blocks.abs().amax(dim=1))
-        divisor = scale.float().where(scale > 0, 1)[:, None]
-        indices = torch.empty(blocks.shape, dtype=index_dtype(self.levels))
-        rows = max(CHUNK // blocks.shape[1], 1)
-        for part, by, out in zip(blocks.split(rows), divisor.split(rows), indices.split(rows), strict=True):
-            place = (part / by).add_(1).mul_((self.levels - 1) / 2)  # in [0, L - 1]
-            below = place.floor()
-            chance = place.sub_(below)  # exact, so the rounding adds no bias of its own
-            out.copy_(below.add_(torch.rand(part.shape, generator=generator) < chance))
+        scale = bfloat16_up(blocks.abs().amax(dim=1), self.codec_id)
+        indices = per_block(
+            blocks, scale, lambda unit: round_at_random(unit, self.levels, generator), index_dtype(self.levels)
+        )
         return little_endian(scale) + pack(indices.reshape(-1)[: x.numel()].numpy(), self.levels)
 
     def _decode(self, payload: bytes, shape: tuple[int, ...]) -> Tensor:
         count, scales = math.prod(shape), self._blocks(shape)
-        scale = from_little_endian(payload[: 2 * scales], torch.bfloat16).float()
-        if not (torch.isfinite(scale) & (scale >= 0)).all():
-            raise CodecError("codec stochastic: a scale in the payload is negative, NaN or infinite")
+        scale = read_scales(payload[: 2 * scales], self.codec_id)
         units = unpack_levels(payload[2 * scales :], count, self.levels, 1.0)
         return (self._in_blocks(units.reshape(shape)) * scale[:, None]).reshape(-1)[:count]
 
@@ -75,9 +67,9 @@ class Stochastic(Codec):
         return F.pad(x.reshape(-1), (0, -x.numel() % size)).reshape(-1, size)
 
 
-def _bfloat16_up(x: Tensor) -> Tensor:
-    """The least bfloat16 that is not under x >= 0, float32. Raises NonFiniteError where that is infinity."""
-    up = ((x.view(torch.int32) + 0xFFFF) >> 16).to(torch.int16).view(torch.bfloat16)
-    if torch.isinf(up).any():
-        raise NonFiniteError(f"codec stochastic: value {x.max().item():g} is too large for a bfloat16 scale")
-    return up
+def round_at_random(unit: Tensor, levels: int, generator: torch.Generator | None) -> Tensor:
+    """Values in [-1, 1], written over -> indices, in floats, of one of the two neighbours of L levels, unbiased."""
+    place = unit.add_(1).mul_((levels - 1) / 2)  # in [0, L - 1]
+    below = place.floor()
+    chance = place.sub_(below)  # exact, so the rounding adds no bias of its own
+    return below.add_(torch.rand(unit.shape, generator=generator) < chance)

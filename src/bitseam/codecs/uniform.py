@@ -9,10 +9,9 @@ import torch
 from torch import Tensor
 
 from bitseam.codecs.base import Codec
+from bitseam.codecs.blocks import CHUNK
 from bitseam.codecs.packing import group, pack, packed_bytes, unpack
 from bitseam.quant.uniform import check_grid, level_values, to_indices
-
-CHUNK = 1 << 16  # elements at a time: what lies between float and bytes stays in the cache
 
 
 @dataclass(frozen=True)
