@@ -33,8 +33,9 @@ def padded(text: TextBatch, tokens: int) -> tuple[Tensor, Tensor, Tensor]:
     )
 
 
+@pytest.mark.parametrize("images", ["abc", "aab", "aaa"])  # which image each question is about
 @pytest.mark.parametrize("images_first", [True, False])
-def test_llava_checkpoint(tiny: Tiny, images_first: bool) -> None:
+def test_llava_checkpoint(tiny: Tiny, images_first: bool, images: str) -> None:
     prompt = "{image} {question}" if images_first else "what {question} {image}"
     recipe = make_recipe(
         tiny,
@@ -46,8 +47,9 @@ def test_llava_checkpoint(tiny: Tiny, images_first: bool) -> None:
     )
     client, server = build_client(recipe, str), build_server(recipe, str)
     whole = LlavaForConditionalGeneration.from_pretrained(tiny.llava)
-    text = Prompter(recipe.text).batch(["is this a cat ?", "what is there ?", "dog ?"], ["yes", "a red cat", "no"])
-    pixels = torch.randn(3, 3, 28, 28, generator=torch.Generator().manual_seed(1))
+    questions, answers = ["is this a cat ?", "what is there ?", "dog ?"], ["yes", "a red cat", "no"]
+    text = Prompter(recipe.text).batch(questions, answers, images)
+    pixels = torch.randn(len(set(images)), 3, 28, 28, generator=torch.Generator().manual_seed(1))
     tokens = client.vision.tokens
 
     levels = client.image(client.vision.features(pixels)).levels
@@ -56,7 +58,7 @@ def test_llava_checkpoint(tiny: Tiny, images_first: bool) -> None:
     loss.backward()
 
     input_ids, mask, labels = padded(text, tokens)
-    expected = whole(input_ids=input_ids, pixel_values=pixels, attention_mask=mask, labels=labels)
+    expected = whole(input_ids=input_ids, pixel_values=pixels[text.image], attention_mask=mask, labels=labels)
     expected.loss.backward()
 
     predicting = expected.logits[:, :-1][labels[:, 1:] != -100]
@@ -112,9 +114,7 @@ def test_generation_with_padding_equals_one_by_one(tiny: Tiny) -> None:
     pixels = torch.randn(3, 3, 56, 56, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         levels = client.image(client.vision.features(pixels)).levels
-        embeds, mask, _ = server.assemble(prompter.batch(questions), levels, None, left=True)
-        together = server.language.generate(embeds, mask, 5, prompter.end)
+        together = server.generate(prompter.batch(questions), levels, None, 5, prompter.end)
         for i, question in enumerate(questions):
-            embeds, mask, _ = server.assemble(prompter.batch([question]), levels[i : i + 1], None, left=True)
-            alone = server.language.generate(embeds, mask, 5, prompter.end)[0]
+            alone = server.generate(prompter.batch([question]), levels[i : i + 1], None, 5, prompter.end)[0]
             assert prompter.decode(alone.tolist()) == prompter.decode(together[i].tolist())

@@ -29,10 +29,11 @@ def test_layout_of_a_row(prompter: Prompter) -> None:
 
 @pytest.mark.parametrize("codes", [None, pb.Coded(shape=[3, 4], payload=b"x")])
 def test_round_trip_over_the_wire(prompter: Prompter, codes: pb.Coded | None) -> None:
-    batch = prompter.batch(["is this a cat ?", "dog ?", "there"], ["yes", "no", "a red cat"])
+    batch = prompter.batch(["is this a cat ?", "dog ?", "there"], ["yes", "no", "a red cat"], ["one", "one", "other"])
+    assert batch.image.tolist() == [0, 0, 1]
     message = text_message(batch, prompter.vocabulary, codes)
     back = read_text(pb.Text.FromString(message.SerializeToString()), prompter.vocabulary)
-    for name in ("lengths", "image_at", "answers"):
+    for name in ("lengths", "image_at", "image", "answers"):
         assert torch.equal(getattr(back, name), getattr(batch, name)), name
     if codes is None:
         assert torch.equal(back.ids, batch.ids)

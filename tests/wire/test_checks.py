@@ -48,17 +48,19 @@ MALFORMED: list[tuple[str, type[Any], Callable[[Any], Any]]] = [
     ("text.answers: 1 bytes for 9 tokens", pb.Forward, lambda m: setattr(m.text, "answers", b"\0")),
     ("text.answers: 3 bytes for 9 tokens", pb.Forward, lambda m: setattr(m.text, "answers", b"\0\0\0")),
     ("text.answers: padding", pb.Forward, lambda m: setattr(m.text, "answers", b"\0\2")),
+    ("text.questions: 3 for 2 texts", pb.Forward, lambda m: m.text.questions.__setitem__(1, 2)),
+    ("text.questions: an image without a text", pb.Forward, lambda m: m.text.questions.append(0)),
     ("text.codes: no shape", pb.Forward, lambda m: m.text.codes.MergeFrom(pb.Coded(payload=b"x"))),
     ("image: no shape", pb.Forward, lambda m: m.ClearField("image")),
     ("image: shape .* empty dimension", pb.Forward, lambda m: m.image.shape.__setitem__(2, 0)),
-    ("for 2 texts", pb.Forward, lambda m: m.image.shape.__setitem__(0, 3)),
+    ("for 2 images", pb.Forward, lambda m: m.image.shape.__setitem__(0, 3)),
     ("loss: nan", pb.Backward, lambda m: setattr(m, "loss", float("nan"))),
     ("loss: -inf", pb.Backward, lambda m: setattr(m, "loss", float("-inf"))),
     ("image: no shape", pb.Backward, lambda m: m.ClearField("image")),
     ("text: no shape", pb.Backward, lambda m: m.text.SetInParent()),
     ("max_new_tokens: 0", pb.Ask, lambda m: setattr(m, "max_new_tokens", 0)),
     ("a question holds no answers", pb.Ask, lambda m: setattr(m.text, "answers", b"\1\0")),
-    ("for 2 texts", pb.Ask, lambda m: m.image.shape.__setitem__(0, 3)),
+    ("for 2 images", pb.Ask, lambda m: m.image.shape.__setitem__(0, 3)),
 ]
 
 
@@ -89,13 +91,13 @@ def test_unknown_fields_are_refused_at_every_depth(message: Any) -> None:
 
 
 def tokens(total: int) -> pb.Forward:
-    text = pb.Text(lengths=[total - 1, 1], image_at=[0, 0], answers=bytes(-(-total // 8)))
+    text = pb.Text(lengths=[total - 1, 1], image_at=[0, 0], questions=[1, 1], answers=bytes(-(-total // 8)))
     return pb.Forward(step=1, text=text, image=IMAGE)
 
 
 def batch(size: int) -> pb.Forward:
-    text = pb.Text(lengths=[1] * size, image_at=[0] * size, answers=bytes(-(-size // 8)))
-    return pb.Forward(step=1, text=text, image=pb.Coded(shape=[size, 1]))
+    text = pb.Text(lengths=[1] * size, image_at=[0] * size, questions=[size], answers=bytes(-(-size // 8)))
+    return pb.Forward(step=1, text=text, image=pb.Coded(shape=[1, 1]))
 
 
 def image(*shape: int) -> pb.Forward:

@@ -70,6 +70,7 @@ text = st.builds(
     pb.Text,
     lengths=st.lists(st.integers(0, 9) | st.integers(0, 2**32 - 1), max_size=4),
     image_at=st.lists(st.integers(0, 9), max_size=4),
+    questions=st.lists(st.integers(0, 4), max_size=4),
     answers=st.binary(max_size=4),
     codes=st.none() | coded,
 )
@@ -85,5 +86,6 @@ field = st.integers(0, 2**32 - 1)
 def test_well_formed_messages_with_any_fields(message: Any) -> None:
     accepted = hear(listener_at(due(type(message)), message), wrap(message))
     if isinstance(accepted, pb.Forward | pb.Ask):
-        assert len(accepted.text.lengths) == len(accepted.text.image_at) == accepted.image.shape[0]
+        assert len(accepted.text.lengths) == len(accepted.text.image_at) == sum(accepted.text.questions)
+        assert len(accepted.text.questions) == accepted.image.shape[0]
         assert min(accepted.image.shape) >= 1

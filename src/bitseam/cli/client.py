@@ -117,7 +117,7 @@ def run_question(
     row = Row(image, question, "")
     open_image(image)  # a bad file is told before anything else is loaded
     with open_party(recipe, locate, checkpoint or newest(recipe.folder, "client"), training=False) as party:
-        features = LiveFeatures(party.model.vision).of([row])
+        features = LiveFeatures(party.model.vision).of([row.image])
         text = party.prompter.batch([question])
         ids: list[int] = []
         shown = ""

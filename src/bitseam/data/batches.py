@@ -1,13 +1,13 @@
 """Batches of rows in a seeded order that any micro-batch number can be looked up in.
 
 Questions about one image stay together: that the same picture has another answer when another thing is asked is what
-teaches the language model to look where it is told.
+teaches the language model to look where it is told, and the picture crosses once for all of them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import islice
+from itertools import groupby, islice
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +20,7 @@ from bitseam.parties.text import Prompter, TextBatch
 
 
 class Batches:
-    """Micro-batch number -> (features (B, M, Dv), text); each epoch has an order of its own, and no state is kept."""
+    """Micro-batch number -> (features (I, M, Dv) of I images, text); each epoch has an order of its own. Stateless."""
 
     def __init__(self, rows: Sequence[Row], features: Features, prompter: Prompter, batch: int, seed: int) -> None:
         if len(rows) < batch:
@@ -37,5 +37,6 @@ class Batches:
         order = np.random.default_rng([self._seed, epoch]).permutation(len(self._groups))
         shuffled = (row for group in order for row in self._groups[group])
         rows = list(islice(shuffled, place * self._batch, (place + 1) * self._batch))
-        text = self._prompter.batch([row.question for row in rows], [row.answer for row in rows])
-        return self._features.of(rows), text
+        images = [row.image for row in rows]
+        text = self._prompter.batch([row.question for row in rows], [row.answer for row in rows], images)
+        return self._features.of([image for image, _ in groupby(images)]), text

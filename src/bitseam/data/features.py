@@ -25,10 +25,10 @@ _BATCH = 32  # images a pass; small enough for a laptop's caches
 
 
 class Features(Protocol):
-    """Features of the images of rows."""
+    """Features of images."""
 
-    def of(self, rows: Sequence[Row]) -> Tensor:
-        """B rows -> (B, M, Dv) float32."""
+    def of(self, images: Sequence[Path]) -> Tensor:
+        """B images -> (B, M, Dv) float32."""
 
 
 class LiveFeatures:
@@ -37,9 +37,9 @@ class LiveFeatures:
     def __init__(self, half: ClientHalf) -> None:
         self._half = half
 
-    def of(self, rows: Sequence[Row]) -> Tensor:
+    def of(self, images: Sequence[Path]) -> Tensor:
         device = next(self._half.parameters()).device
-        pixels = self._half.pixels([open_image(row.image) for row in rows])
+        pixels = self._half.pixels([open_image(image) for image in images])
         return self._half.features(pixels.to(device))
 
 
@@ -63,8 +63,8 @@ class StoredFeatures:
         self._array = np.load(path, mmap_mode="r")
         self._device = next(half.parameters()).device
 
-    def of(self, rows: Sequence[Row]) -> Tensor:
-        picked = self._array[[self._index[row.image] for row in rows]]
+    def of(self, images: Sequence[Path]) -> Tensor:
+        picked = self._array[[self._index[image] for image in images]]
         return torch.from_numpy(picked).float().to(self._device)
 
 
@@ -75,11 +75,11 @@ def _fill(path: Path, half: ClientHalf, images: Sequence[Path]) -> None:
     try:
         array: np.memmap | None = None
         for start in track(range(0, len(images), _BATCH), description="vision features"):
-            batch = [Row(image, "", "") for image in images[start : start + _BATCH]]
+            batch = images[start : start + _BATCH]
             with torch.no_grad():
                 features = live.of(batch).cpu()
             if not features.isfinite().all():
-                raise NonFiniteError(f"the tower gives features that are not finite for one of {batch[0].image} ...")
+                raise NonFiniteError(f"the tower gives features that are not finite for one of {batch[0]} ...")
             if array is None:
                 shape = (len(images), *features.shape[1:])
                 array = np.lib.format.open_memmap(partial, "w+", np.float16, shape)

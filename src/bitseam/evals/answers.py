@@ -6,6 +6,8 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
+from pathlib import Path
 from typing import Protocol, TypeVar
 
 from rich.progress import track
@@ -18,6 +20,8 @@ from bitseam.parties.text import Prompter
 class Question(Protocol):
     """A row of a data set."""
 
+    @property
+    def image(self) -> Path: ...
     @property
     def question(self) -> str: ...
     @property
@@ -47,20 +51,22 @@ def evaluate(
     session: ClientSession,
     prompter: Prompter,
     rows: Sequence[Q],
-    features: Callable[[Sequence[Q]], Tensor],
+    features: Callable[[Sequence[Path]], Tensor],
     batch: int = 64,
     longest: int = 8,
 ) -> Evaluation:
     """Ask every row's question, greedily, `longest` tokens at the most.
 
-    features: rows -> (B, M, Dv), those of their images.
+    features: images -> (I, M, Dv).
     """
     scores: defaultdict[str, Score] = defaultdict(Score)
     answers: list[str] = []
     for start in track(range(0, len(rows), batch), description="evaluation"):
         chunk = rows[start : start + batch]
-        text = prompter.batch([row.question for row in chunk])
-        tokens = zip(*session.ask(features(chunk), text, longest), strict=True)
+        images = [row.image for row in chunk]
+        text = prompter.batch([row.question for row in chunk], images=images)
+        shown = features([image for image, _ in groupby(images)])
+        tokens = zip(*session.ask(shown, text, longest), strict=True)
         for row, ids in zip(chunk, tokens, strict=True):
             answer = prompter.decode(ids)
             answers.append(answer)

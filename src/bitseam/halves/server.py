@@ -45,13 +45,14 @@ class ServerHalf(nn.Module):
         """(N,) token ids -> (N, D)."""
         return self.model.get_input_embeddings()(ids)
 
-    def hidden(self, embeds: Tensor, mask: Tensor | None = None) -> Tensor:
+    def hidden(self, embeds: Tensor, mask: Tensor | None = None, position: Tensor | None = None) -> Tensor:
         """(B, S, D) embeddings -> (B, S, D) last hidden states.
 
-        No mask is needed where padding is on the right: attention is causal.
+        mask: (B, 1, S, S), added to the attention's scores, where the causal mask is not enough; position: (B, S).
         """
         decoder = self.model.get_decoder()
-        return decoder(inputs_embeds=embeds, attention_mask=mask, use_cache=False).last_hidden_state
+        out = decoder(inputs_embeds=embeds, attention_mask=mask, position_ids=position, use_cache=False)
+        return out.last_hidden_state
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(A, D) -> (A, V), in float32."""

@@ -90,8 +90,9 @@ class BitseamModel(PreTrainedModel):
             self.client.vision.features(self.client.vision.pixels([image]).to(self.device))
         ).levels
         prompt = self.client.text(text)
-        embeds, mask, _ = self.server.assemble(text, levels, prompt.levels if prompt is not None else None, left=True)
-        tokens = self.server.language.generate(embeds, mask, max_new_tokens, prompter.end)
+        tokens = self.server.generate(
+            text, levels, prompt.levels if prompt is not None else None, max_new_tokens, prompter.end
+        )
         return prompter.decode(tokens[0].tolist())
 
 

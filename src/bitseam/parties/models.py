@@ -1,10 +1,12 @@
 """The halves with what sits at the seam: quantizers on the client, projections on the server.
 
-Shapes: B sequences, M image tokens, S padded length, N text tokens without padding, A answer tokens, D language width,
-C code channels.
+Shapes: B sequences, I images, M image tokens, N text tokens without padding, A answer tokens, R rows of S columns as
+laid out for the language model, D language width, C code channels.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +16,7 @@ from bitseam import config
 from bitseam.errors import ModelError
 from bitseam.halves.client import ClientHalf
 from bitseam.halves.server import ServerHalf
+from bitseam.parties.layout import Layout, left_padded, packed
 from bitseam.parties.seam import build_projection, build_quantizer
 from bitseam.parties.text import TextBatch
 from bitseam.quant import Quantized
@@ -37,7 +40,7 @@ class ClientModel(nn.Module):
             self.text_quantizer = build_quantizer(seam.text_up, seam.width)
 
     def image(self, features: Tensor) -> Quantized:
-        """Tower features (B, M, Dv) -> levels (B, M, C)."""
+        """Tower features (I, M, Dv) -> levels (I, M, C)."""
         return self.image_quantizer(self.vision(features))
 
     def text(self, text: TextBatch) -> Quantized | None:
@@ -62,13 +65,10 @@ class ServerModel(nn.Module):
         self.image_projection = build_projection(seam.image_up, seam.width)
         self.text_projection = build_projection(seam.text_up, seam.width) if seam.text == "codes" else None
 
-    def assemble(
-        self, text: TextBatch, image: Tensor, prompt: Tensor | None, left: bool = False
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Text and image levels -> embeddings (B, S, D), mask (B, S), and where each text token went (2, N).
+    def assemble(self, text: TextBatch, image: Tensor, prompt: Tensor | None, layout: Layout) -> Tensor:
+        """Text and image levels -> embeddings (R, S, D), laid out.
 
-        image: levels (B, M, C); prompt: levels (N - A, C) where the prompt crossed as codes; `left` pads on the left,
-        as generation needs.
+        image: levels (I, M, C); prompt: levels (N - A, C) where the prompt crossed as codes.
         """
         device = image.device
         image_rows = self.image_projection(image) if self.image_projection is not None else image
@@ -76,34 +76,30 @@ class ServerModel(nn.Module):
         if prompt is not None:
             rows = self.text_projection(prompt) if self.text_projection is not None else prompt
             text_rows = text_rows.index_put((torch.nonzero(~text.answers.to(device))[:, 0],), rows.to(text_rows.dtype))
-
-        batch, tokens = image.shape[:2]
-        lengths, image_at = text.lengths.to(device), text.image_at.to(device)
-        whole = lengths + tokens
-        size = int(whole.max())
-        shift = size - whole if left else torch.zeros_like(whole)
-        row = torch.repeat_interleave(torch.arange(batch, device=device), lengths)
-        starts = torch.cumsum(lengths, 0) - lengths
-        within = torch.arange(len(row), device=device) - starts[row]
-        column = within + tokens * (within >= image_at[row]) + shift[row]
-        image_row = torch.arange(batch, device=device)[:, None].expand(batch, tokens)
-        image_column = (image_at + shift)[:, None] + torch.arange(tokens, device=device)
-
-        embeds = text_rows.new_zeros(batch, size, text_rows.shape[-1])
-        embeds = embeds.index_put((row, column), text_rows)
-        embeds = embeds.index_put((image_row, image_column), image_rows.to(embeds.dtype))
-        position = torch.arange(size, device=device)[None]
-        mask = (position >= shift[:, None]) & (position < (whole + shift)[:, None])
-        return embeds, mask.long(), torch.stack([row, column])
+        row, column = layout.text[:, layout.first]
+        image_row, image_column = layout.image_place
+        embeds = text_rows.new_zeros(*layout.position.shape, text_rows.shape[-1])
+        embeds = embeds.index_put((row, column), text_rows[layout.first])
+        return embeds.index_put((image_row, image_column), image_rows[layout.images].to(embeds.dtype))
 
     def answer_logits(self, text: TextBatch, image: Tensor, prompt: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Logits (A, V) that predict the answer tokens, and their ids (A,). Nothing else meets the vocabulary."""
-        embeds, _, place = self.assemble(text, image, prompt)
+        layout = packed(text, image.shape[1], ids_known=prompt is None).to(image.device)
+        embeds = self.assemble(text, image, prompt, layout)
         answers = text.answers.to(image.device)
-        row, column = place[:, answers]
+        row, column = layout.text[:, answers]
         # The state before a token predicts it; a token at column 0 is predicted by nothing and never an answer.
-        hidden = self.language.hidden(embeds)[row, column - 1]
+        hidden = self.language.hidden(embeds, layout.attention_mask(embeds.dtype), layout.position)[row, column - 1]
         return self.language.logits(hidden), text.ids.to(image.device)[answers]
+
+    @torch.no_grad()
+    def generate(
+        self, text: TextBatch, image: Tensor, prompt: Tensor | None, longest: int, end: int, streamer: Any = None
+    ) -> Tensor:
+        """Greedy answers to B questions -> (B, at most `longest`); a streamer sees (B,) at a time."""
+        layout = left_padded(text, image.shape[1]).to(image.device)
+        embeds = self.assemble(text, image, prompt, layout)
+        return self.language.generate(embeds, layout.padding_mask, longest, end, streamer)
 
     def loss(self, text: TextBatch, image: Tensor, prompt: Tensor | None = None) -> Tensor:
         """Cross-entropy summed over answer tokens, nats."""

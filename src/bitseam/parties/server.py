@@ -154,9 +154,9 @@ class ServerSession:
     def _read(self, message: pb.Forward | pb.Ask) -> tuple[TextBatch, Tensor, Tensor | None]:
         party, seam = self._party, self._party.seam
         text = read_text(message.text, party.vocabulary)
-        batch, tokens = len(text.lengths), message.image.shape[1] if len(message.image.shape) == 3 else 0
+        tokens = message.image.shape[1] if len(message.image.shape) == 3 else 0
         agreed = party.recipe.seam
-        due = (batch, tokens, channels(agreed.image_up, agreed.width))
+        due = (len(message.text.questions), tokens, channels(agreed.image_up, agreed.width))
         image = decode(seam.image.up, message.image, due, "image codes", party.device)
         prompt = None
         if seam.text is not None:
@@ -224,10 +224,7 @@ class ServerSession:
         party = self._party
         text, image, prompt = self._read(message)
         party.model.eval()
-        with torch.no_grad():
-            embeds, mask, _ = party.model.assemble(text, image, prompt, left=True)
-            streamer = _TokenStreamer(self._peer)
-            party.model.language.generate(embeds, mask, message.max_new_tokens, party.end, streamer)
+        party.model.generate(text, image, prompt, message.max_new_tokens, party.end, _TokenStreamer(self._peer))
 
 
 class _TokenStreamer:

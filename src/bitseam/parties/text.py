@@ -1,6 +1,6 @@
 """Prompts and answers as ragged batches of token ids, and how they cross the wire.
 
-Shapes: B sequences, N tokens of all sequences together (no padding), A answer tokens among them.
+Shapes: B sequences about I images, N tokens of all sequences together (no padding), A answer tokens among them.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -26,12 +27,21 @@ _IMAGE = "<image>"
 @dataclass(frozen=True)
 class TextBatch:
     """ids (N,) int64, 0 where they are not known to this side; lengths (B,); image_at (B,): tokens before the image;
-    answers (N,) bool."""
+    image (B,): which of the I images, ascending; answers (N,) bool."""
 
     ids: Tensor
     lengths: Tensor
     image_at: Tensor
+    image: Tensor
     answers: Tensor
+
+    @staticmethod
+    def join(batches: Sequence[TextBatch]) -> TextBatch:
+        """One batch after the other, the images too."""
+        first = torch.tensor([0, *(int(batch.image[-1]) + 1 for batch in batches[:-1])]).cumsum(0)
+        joined = {name: torch.cat([getattr(batch, name) for batch in batches]) for name in vars(batches[0])}
+        joined["image"] = torch.cat([batch.image + at for batch, at in zip(batches, first, strict=True)])
+        return TextBatch(**joined)
 
 
 class Prompter:
@@ -64,8 +74,13 @@ class Prompter:
         whole = self.tokenizer.backend_tokenizer.to_str() + repr(sorted(self.tokenizer.special_tokens_map.items()))
         return hashlib.sha256(whole.encode()).hexdigest()[:16]
 
-    def batch(self, questions: Sequence[str], answers: Sequence[str] | None = None) -> TextBatch:
-        """B questions, with answers in training -> a ragged batch. Raises DataError for a row that is too long."""
+    def batch(
+        self, questions: Sequence[str], answers: Sequence[str] | None = None, images: Sequence[object] | None = None
+    ) -> TextBatch:
+        """B questions, with answers in training -> a ragged batch. Raises DataError for a row that is too long.
+
+        images: what each is about; neighbours that are equal share one image. Each has its own where this is left out.
+        """
         rows = [self._row(q, answers[i] if answers is not None else None) for i, q in enumerate(questions)]
         ids = [token for before, after, answer in rows for token in (*before, *after, *answer)]
         mask = [
@@ -75,6 +90,7 @@ class Prompter:
             ids=torch.tensor(ids, dtype=torch.int64),
             lengths=torch.tensor([sum(map(len, row)) for row in rows]),
             image_at=torch.tensor([len(before) for before, _, _ in rows]),
+            image=torch.tensor([i for i, (_, run) in enumerate(groupby(images or range(len(rows)))) for _ in run]),
             answers=torch.tensor(mask, dtype=torch.bool),
         )
 
@@ -115,6 +131,7 @@ def text_message(text: TextBatch, vocabulary: int, prompt_codes: pb.Coded | None
     return pb.Text(
         lengths=text.lengths.tolist(),
         image_at=text.image_at.tolist(),
+        questions=text.image.bincount().tolist(),
         answers=np.packbits(text.answers.numpy(), bitorder="little").tobytes(),
         ids=pack(sent.numpy(), _id_levels(vocabulary)),
         codes=prompt_codes,
@@ -133,7 +150,9 @@ def read_text(message: pb.Text, vocabulary: int) -> TextBatch:
     if received.size and received.max() >= vocabulary:
         raise CodecError(f"text.ids: token {received.max()} is outside the vocabulary of {vocabulary}")
     ids[known] = torch.from_numpy(received)
-    return TextBatch(ids, lengths, torch.tensor(message.image_at, dtype=torch.int64), answers)
+    image_at, questions = (torch.tensor(part, dtype=torch.int64) for part in (message.image_at, message.questions))
+    image = torch.repeat_interleave(torch.arange(len(questions)), questions)
+    return TextBatch(ids, lengths, image_at, image, answers)
 
 
 def _id_levels(vocabulary: int) -> int:

@@ -18,7 +18,7 @@ from bitseam.parties.optimise import Stepper
 from bitseam.parties.runlog import RunLog
 from bitseam.parties.text import TextBatch
 
-Batches = Callable[[int], tuple[Tensor, TextBatch]]  # number of a micro-batch -> features (B, M, Dv), text
+Batches = Callable[[int], tuple[Tensor, TextBatch]]  # number of a micro-batch -> features (I, M, Dv), text
 
 
 def train(session: ClientSession, recipe: config.Recipe, run: str, batches: Batches, out: Path) -> Path:
@@ -76,6 +76,4 @@ def _step(
 def _calibrate(session: ClientSession, count: int, batches: Batches) -> None:
     drawn = [batches(i) for i in range(count)]
     features = torch.cat([features.detach() for features, _ in drawn])
-    texts = [text for _, text in drawn]
-    fields = ("ids", "lengths", "image_at", "answers")
-    session.calibrate(features, TextBatch(*(torch.cat([getattr(text, name) for text in texts]) for name in fields)))
+    session.calibrate(features, TextBatch.join([text for _, text in drawn]))

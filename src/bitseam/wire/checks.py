@@ -48,8 +48,8 @@ def check(message: Any, limits: Limits) -> None:
     elif isinstance(message, pb.Forward | pb.Ask):
         _text(message.text, limits)
         _coded("image", message.image, limits)
-        batch = len(message.text.lengths)
-        _require(message.image.shape[0] == batch, f"image: shape {list(message.image.shape)} for {batch} texts")
+        images = len(message.text.questions)
+        _require(message.image.shape[0] == images, f"image: shape {list(message.image.shape)} for {images} images")
         if isinstance(message, pb.Ask):
             _require(message.max_new_tokens >= 1, "max_new_tokens: 0")
             _at_most("max_new_tokens", message.max_new_tokens, limits.new_tokens)
@@ -75,6 +75,9 @@ def _text(text: pb.Text, limits: Limits) -> None:
     _require(len(text.image_at) == batch, f"text.image_at: {len(text.image_at)} entries for {batch} texts")
     for at, length in zip(text.image_at, text.lengths, strict=True):
         _require(at <= length, f"text.image_at: {at} in a text of {length} tokens")
+    _require(all(text.questions), "text.questions: an image without a text")
+    told = sum(text.questions)
+    _require(told == batch, f"text.questions: {told} for {batch} texts")
     _require(len(text.answers) == -(-total // 8), f"text.answers: {len(text.answers)} bytes for {total} tokens")
     padding = -total % 8
     _require(not padding or not text.answers[-1] >> (8 - padding), "text.answers: padding is not zero")

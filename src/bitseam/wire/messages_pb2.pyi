@@ -131,18 +131,20 @@ class Ack(_message.Message):
     def __init__(self, step: _Optional[int] = ...) -> None: ...
 
 class Text(_message.Message):
-    __slots__ = ("lengths", "image_at", "answers", "ids", "codes")
+    __slots__ = ("lengths", "image_at", "answers", "ids", "codes", "questions")
     LENGTHS_FIELD_NUMBER: _ClassVar[int]
     IMAGE_AT_FIELD_NUMBER: _ClassVar[int]
     ANSWERS_FIELD_NUMBER: _ClassVar[int]
     IDS_FIELD_NUMBER: _ClassVar[int]
     CODES_FIELD_NUMBER: _ClassVar[int]
+    QUESTIONS_FIELD_NUMBER: _ClassVar[int]
     lengths: _containers.RepeatedScalarFieldContainer[int]
     image_at: _containers.RepeatedScalarFieldContainer[int]
     answers: bytes
     ids: bytes
     codes: Coded
-    def __init__(self, lengths: _Optional[_Iterable[int]] = ..., image_at: _Optional[_Iterable[int]] = ..., answers: _Optional[bytes] = ..., ids: _Optional[bytes] = ..., codes: _Optional[_Union[Coded, _Mapping]] = ...) -> None: ...
+    questions: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, lengths: _Optional[_Iterable[int]] = ..., image_at: _Optional[_Iterable[int]] = ..., answers: _Optional[bytes] = ..., ids: _Optional[bytes] = ..., codes: _Optional[_Union[Coded, _Mapping]] = ..., questions: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Forward(_message.Message):
     __slots__ = ("step", "micro", "last", "text", "image", "statistics")
