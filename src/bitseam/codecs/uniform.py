@@ -17,9 +17,9 @@ CHUNK = 1 << 16  # elements at a time: what lies between float and bytes stays i
 
 @dataclass(frozen=True)
 class Uniform(Codec):
-    """`levels` evenly spaced from -clip to clip (the outermost levels), as quant.RDFSQ makes them.
+    """`levels` evenly spaced from -clip to clip (the outermost levels), as quant.RDFSQ and TanhFSQ make them.
 
-    Coding levels gives back the same levels, bit for bit. With clip 1 it serves TensorRDFSQ too.
+    Coding levels gives back the same levels, bit for bit. With clip 1 it serves TensorRDFSQ and LearnedClipFSQ too.
     """
 
     codec_id: ClassVar[str] = "uniform"
