@@ -17,7 +17,7 @@ def test_canonical_is_one_text_for_one_codec() -> None:
 @pytest.mark.parametrize(
     ("config", "named"),
     [
-        ({"id": "zip"}, ["'zip'", "fp32, fp16, bf16, uniform, stochastic"]),
+        ({"id": "zip"}, ["'zip'", "fp32, fp16, bf16, fp8, uniform, stochastic"]),
         ({}, ["None"]),
         ({"id": ["fp32"]}, ["fp32"]),
         ({"id": "fp16", "levels": 4}, ["'levels'", "known: none"]),

@@ -6,7 +6,16 @@ import pytest
 import torch
 
 from bitseam.errors import CodecError, NonFiniteError
-from bitseam.quant import RDFSQ, Float, LevelProjection, Quantizer, TensorRDFSQ, semi_orthogonal
+from bitseam.quant import (
+    RDFSQ,
+    Float,
+    LearnedClipFSQ,
+    LevelProjection,
+    Quantizer,
+    TanhFSQ,
+    TensorRDFSQ,
+    semi_orthogonal,
+)
 from bitseam.quant.uniform import level_values
 
 WIDTH = 8
@@ -18,9 +27,9 @@ def features(seed: int = 0, batch: int = 3, width: int = WIDTH) -> torch.Tensor:
     return torch.randn(batch, 16, width, generator=generator) * spread + spread.flip(0)
 
 
-def rd_fsq(channels: int = WIDTH, levels: int = 4, clip: float = 1.49, width: int = WIDTH) -> RDFSQ:
-    quantizer = RDFSQ(width, channels, levels, clip)
-    quantizer.calibrate(features(100, width=width))
+def rd_fsq(channels: int = WIDTH, levels: int = 4, clip: float = 1.49, kind: type[RDFSQ] = RDFSQ) -> RDFSQ:
+    quantizer = kind(WIDTH, channels, levels, clip)
+    quantizer.calibrate(features(100))
     return quantizer
 
 
@@ -33,11 +42,15 @@ QUANTIZERS: list[Callable[[], Quantizer]] = [
     rd_fsq,
     lambda: rd_fsq(channels=5, levels=3),
     tensor_rd_fsq,
+    lambda: rd_fsq(channels=6, kind=TanhFSQ),
+    lambda: rd_fsq(levels=3, kind=LearnedClipFSQ),
     lambda: Float(WIDTH, torch.float32),
     lambda: Float(WIDTH, torch.float16),
     lambda: Float(WIDTH, torch.bfloat16),
 ]
-every = pytest.mark.parametrize("make", QUANTIZERS, ids=["rd", "rd-narrow", "rd-tensor", "fp32", "fp16", "bf16"])
+NAMES = ["rd", "rd-narrow", "rd-tensor", "tanh", "learned-clip", "fp32", "fp16", "bf16"]
+every = pytest.mark.parametrize("make", QUANTIZERS, ids=NAMES)
+per_channel = pytest.mark.parametrize("kind", [RDFSQ, TanhFSQ, LearnedClipFSQ])
 
 
 @every
@@ -115,8 +128,9 @@ def test_distortion_is_the_mean_angle_between_normalised_features_and_levels() -
     assert 0.01 < out.distortion < 0.2
 
 
-def test_an_image_is_coded_alike_whatever_its_neighbours() -> None:
-    quantizer = rd_fsq().train()
+@per_channel
+def test_an_image_is_coded_alike_whatever_its_neighbours(kind: type[RDFSQ]) -> None:
+    quantizer = rd_fsq(kind=kind).train()
     x, others = features(), features(seed=7) * 10 + 3
     mixed = torch.cat([x[:1], others[1:]])
     state = {name: value.clone() for name, value in quantizer.state_dict().items()}
@@ -135,8 +149,9 @@ def test_the_papers_variant_breaks_that() -> None:
     assert (alone != mixed).float().mean() > 0.2
 
 
-def test_weights_that_diverged_are_refused_and_spoil_no_statistics() -> None:
-    quantizer = rd_fsq().train()
+@per_channel
+def test_weights_that_diverged_are_refused_and_spoil_no_statistics(kind: type[RDFSQ]) -> None:
+    quantizer = rd_fsq(kind=kind).train()
     mean = quantizer.normalise.mean.clone()
     with torch.no_grad():
         quantizer.project.weight[0, 0] = float("nan")
@@ -145,8 +160,9 @@ def test_weights_that_diverged_are_refused_and_spoil_no_statistics() -> None:
     assert torch.equal(quantizer.normalise.mean, mean)
 
 
-def test_uncalibrated_is_refused() -> None:
-    quantizer = RDFSQ(4, 4, 4, 1.5)
+@per_channel
+def test_uncalibrated_is_refused(kind: type[RDFSQ]) -> None:
+    quantizer = kind(4, 4, 4, 1.5)
     with pytest.raises(CodecError, match="calibrate"):
         quantizer(torch.zeros(2, 4))
     with pytest.raises(CodecError, match="calibrate"):
@@ -169,8 +185,9 @@ def test_semi_orthogonal(channels: int, width: int) -> None:
     assert torch.equal(semi_orthogonal(width, width), torch.eye(width))
 
 
-def test_projection_undoes_the_quantizer_when_levels_are_fine() -> None:
-    quantizer, projection = rd_fsq(levels=4096, clip=6.0).eval(), LevelProjection(WIDTH, WIDTH)
+@pytest.mark.parametrize(("kind", "clip"), [(RDFSQ, 6.0), (LearnedClipFSQ, 6.0), (TanhFSQ, 99.0)])
+def test_projection_undoes_the_quantizer_when_levels_are_fine(kind: type[RDFSQ], clip: float) -> None:
+    quantizer, projection = rd_fsq(levels=65536, clip=clip, kind=kind).eval(), LevelProjection(WIDTH, WIDTH)
     projection.calibrate(*quantizer.statistics())
     x = features()
     torch.testing.assert_close(projection(quantizer(x).levels), x, atol=2e-2, rtol=0)

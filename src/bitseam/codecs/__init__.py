@@ -7,9 +7,12 @@ from typing import Any
 
 from bitseam.codecs.base import Codec
 from bitseam.codecs.blockwise_int import BlockwiseInt
+from bitseam.codecs.delta import Delta
 from bitseam.codecs.floating import Bf16, Fp16, Fp32
 from bitseam.codecs.fp8 import Fp8
 from bitseam.codecs.normal_float import NormalFloat
+from bitseam.codecs.one_bit import OneBit
+from bitseam.codecs.split_fc import SplitFC
 from bitseam.codecs.stochastic import Stochastic
 from bitseam.codecs.top_k import RandomizedTopK, TopK
 from bitseam.codecs.uniform import Uniform
@@ -19,11 +22,14 @@ __all__ = [
     "Bf16",
     "BlockwiseInt",
     "Codec",
+    "Delta",
     "Fp8",
     "Fp16",
     "Fp32",
     "NormalFloat",
+    "OneBit",
     "RandomizedTopK",
+    "SplitFC",
     "Stochastic",
     "TopK",
     "Uniform",
@@ -33,7 +39,10 @@ __all__ = [
 
 _CODECS: dict[str, type[Any]] = {
     codec.codec_id: codec
-    for codec in (Fp32, Fp16, Bf16, Uniform, Stochastic, BlockwiseInt, Fp8, NormalFloat, TopK, RandomizedTopK)
+    for codec in (
+        *(Fp32, Fp16, Bf16, Fp8, Uniform, Stochastic, BlockwiseInt, NormalFloat),
+        *(TopK, RandomizedTopK, OneBit, SplitFC),
+    )
 }
 
 

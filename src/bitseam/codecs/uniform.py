@@ -16,9 +16,9 @@ from bitseam.quant.uniform import check_grid, level_values, to_indices
 
 @dataclass(frozen=True)
 class Uniform(Codec):
-    """`levels` evenly spaced from -clip to clip (the outermost levels), as quant.RDFSQ makes them.
+    """`levels` evenly spaced from -clip to clip (the outermost levels), as quant.RDFSQ and TanhFSQ make them.
 
-    Coding levels gives back the same levels, bit for bit. With clip 1 it serves TensorRDFSQ too.
+    Coding levels gives back the same levels, bit for bit. With clip 1 it serves TensorRDFSQ and LearnedClipFSQ too.
     """
 
     codec_id: ClassVar[str] = "uniform"

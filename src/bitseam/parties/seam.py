@@ -9,9 +9,11 @@ from torch import nn
 
 from bitseam import config
 from bitseam.codecs import Codec, canonical, codec_from_config
-from bitseam.quant import RDFSQ, Float, LevelProjection, Quantizer, TensorRDFSQ
+from bitseam.quant import RDFSQ, Float, LearnedClipFSQ, LevelProjection, Quantizer, TanhFSQ, TensorRDFSQ
 
 _FLOATS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+_CLIPPED = {"rd-fsq": RDFSQ, "tanh-fsq": TanhFSQ, "learned-clip-fsq": LearnedClipFSQ}
+_UNIT_GRID = {"rd-fsq-tensor", "learned-clip-fsq"}  # levels in [-1, 1]; the others' in deviations, out to the clip
 
 
 @dataclass(frozen=True)
@@ -52,8 +54,8 @@ def channels(up: config.Up, width: int) -> int:
 
 def build_quantizer(up: config.Up, width: int) -> Quantizer:
     """The client's side of a modality: features (..., D) -> levels (..., C)."""
-    if up.quantizer == "rd-fsq":
-        return RDFSQ(width, channels(up, width), up.levels, up.clip)
+    if up.quantizer in _CLIPPED:
+        return _CLIPPED[up.quantizer](width, channels(up, width), up.levels, up.clip)
     if up.quantizer == "rd-fsq-tensor":
         return TensorRDFSQ(width, channels(up, width), up.levels)
     return Float(width, _FLOATS[up.quantizer])
@@ -98,7 +100,7 @@ def terms(recipe: config.Recipe, vocabulary: int, tokenizer: str, weights: str, 
 def _up_codec(up: config.Up) -> Codec:
     if up.quantizer in _FLOATS:
         return codec_from_config({"id": up.quantizer})
-    clip = 1.0 if up.quantizer == "rd-fsq-tensor" else up.clip
+    clip = 1.0 if up.quantizer in _UNIT_GRID else up.clip
     return codec_from_config({"id": "uniform", "levels": up.levels, "clip": clip})
 
 

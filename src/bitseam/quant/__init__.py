@@ -5,17 +5,21 @@ Shapes: B batch, M image tokens, D feature width, C code channels, L levels; lea
 
 from bitseam.quant.base import Quantized, Quantizer
 from bitseam.quant.floating import Float
+from bitseam.quant.learned_clip import LearnedClipFSQ
 from bitseam.quant.projection import LevelProjection
 from bitseam.quant.rd_fsq import RDFSQ, TensorRDFSQ, semi_orthogonal
 from bitseam.quant.statistics import ChannelStatistics
+from bitseam.quant.tanh_fsq import TanhFSQ
 
 __all__ = [
     "RDFSQ",
     "ChannelStatistics",
     "Float",
+    "LearnedClipFSQ",
     "LevelProjection",
     "Quantized",
     "Quantizer",
+    "TanhFSQ",
     "TensorRDFSQ",
     "semi_orthogonal",
 ]
