@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from dataclasses import replace
+from itertools import cycle, islice
 from pathlib import Path
 from statistics import median
 
@@ -30,6 +31,8 @@ from bitseam.parties.checkpoint import build_client, build_server
 from bitseam.parties.optimise import Stepper
 from bitseam.parties.text import Prompter
 from bitseam.transport import make_certificates
+
+ASKED = (2, 8, 2, 8, 2)  # questions about one image after the other, as in the demo's batches
 
 
 def main() -> None:
@@ -80,11 +83,12 @@ def measure(recipe: config.Recipe, rounds: int, steps: int) -> dict:
     prompter = Prompter(recipe.text, locate)
     questions = [f"What is in the {place}?" for place in ("picture", "top left", "bottom right", "top right")]
     questions = [questions[i % 4] for i in range(recipe.train.batch)]
-    text = prompter.batch(questions, ["automobile"] * recipe.train.batch)
+    images = list(islice((image for image, asked in enumerate(cycle(ASKED)) for _ in range(asked)), recipe.train.batch))
+    text = prompter.batch(questions, ["automobile"] * recipe.train.batch, images)
     plain = replace(recipe, seam=replace(recipe.seam, image_up=config.Up(quantizer="fp32")))
     client, server = build_client(plain, locate).train(), build_server(plain, locate).train()
     tower = client.vision.tower
-    features = torch.randn(recipe.train.batch, tower.tokens, tower.width, generator=torch.Generator().manual_seed(0))
+    features = torch.randn(images[-1] + 1, tower.tokens, tower.width, generator=torch.Generator().manual_seed(0))
     steppers = (
         Stepper(client.parameters(), recipe.client.rate, recipe.train),
         Stepper(server.parameters(), recipe.server.rate, recipe.train),
