@@ -6,14 +6,17 @@ from dataclasses import MISSING, fields
 from typing import Any
 
 from bitseam.codecs.base import Codec
+from bitseam.codecs.entropy import EntropyUniform
 from bitseam.codecs.floating import Bf16, Fp16, Fp32
 from bitseam.codecs.stochastic import Stochastic
 from bitseam.codecs.uniform import Uniform
 from bitseam.errors import CodecError
 
-__all__ = ["Bf16", "Codec", "Fp16", "Fp32", "Stochastic", "Uniform", "canonical", "codec_from_config"]
+__all__ = ["Bf16", "Codec", "EntropyUniform", "Fp16", "Fp32", "Stochastic", "Uniform", "canonical", "codec_from_config"]
 
-_CODECS: dict[str, type[Any]] = {codec.codec_id: codec for codec in (Fp32, Fp16, Bf16, Uniform, Stochastic)}
+_CODECS: dict[str, type[Any]] = {
+    codec.codec_id: codec for codec in (Fp32, Fp16, Bf16, Uniform, EntropyUniform, Stochastic)
+}
 
 
 def codec_from_config(config: Mapping[str, Any]) -> Codec:

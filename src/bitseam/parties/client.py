@@ -10,11 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bitseam.codecs import EntropyUniform
 from bitseam.errors import BitseamError, CodecError
 from bitseam.parties.ledger import Ledger
 from bitseam.parties.models import ClientModel
 from bitseam.parties.peer import Peer, Stopwatch, decode, encode
-from bitseam.parties.seam import Seam
+from bitseam.parties.seam import MODALITIES, Seam
+from bitseam.parties.tables import Fit, entropy_codec, keep_tables, with_kept_tables, with_tables
 from bitseam.parties.text import TextBatch, text_message
 from bitseam.quant import Quantized
 from bitseam.transport import Channel
@@ -43,7 +45,8 @@ class ClientSession:
         self.ledger = Ledger(seam.codec_ids(), seam.width)
         self.channel = channel
         self._peer = Peer(channel, "client", self.ledger)
-        self._seam = seam
+        self._seam = with_kept_tables(seam, model)
+        self._fits = {name: Fit() for name in MODALITIES if entropy_codec(seam, name) is not None}
         self._vocabulary = vocabulary
         self._autocast = autocast == "bf16"
         self.watch = Stopwatch()
@@ -62,18 +65,23 @@ class ClientSession:
         return self._peer.exchange(pb.Hello(version=VERSION, purpose=purpose, terms=dict(terms)), pb.Welcome)
 
     def calibrate(self, features: Tensor, text: TextBatch) -> None:
-        """Fit connector and quantizers to the scale of features (B, M, Dv) and prompts, and tell the server, once."""
-        model = self.model
+        """Fit connector, quantizers and tables to features (B, M, Dv) and prompts, and tell the server, once."""
+        model, message = self.model, pb.Calibrate()
         with torch.no_grad():
             model.vision.calibrate(features)
-            model.image_quantizer.calibrate(model.vision(features))
+            seen = {"image": (model.image_quantizer, model.vision(features))}
             if model.text_quantizer is not None:
-                model.text_quantizer.calibrate(model.prompt_features(text))
-        text_quantizer = model.text_quantizer
-        message = pb.Calibrate(
-            image=_statistics(model.image_quantizer.statistics()),
-            text=_statistics(text_quantizer.statistics() if text_quantizer is not None else None),
-        )
+                seen["text"] = (model.text_quantizer, model.prompt_features(text))
+            for name, (quantizer, inputs) in seen.items():
+                quantizer.calibrate(inputs)
+                if (statistics := quantizer.statistics()) is not None:
+                    mean, std = (np.ascontiguousarray(t.cpu().numpy(), "<f4").tobytes() for t in statistics)
+                    getattr(message, name).MergeFrom(pb.Statistics(mean=mean, std=std))
+                if (codec := entropy_codec(self._seam, name)) is not None:
+                    counts = codec.counts(quantizer.eval()(inputs).levels)  # in eval it counts nothing twice
+                    quantizer.train(model.training)
+                    self._fits[name] = Fit(counts.astype(np.float64))
+                    self._use_tables(message, name, codec.learned(counts))
         self._peer.exchange(message, pb.Ack)
 
     def step(self, step: int, micro: int, last: bool, features: Tensor, text: TextBatch, weight: float) -> StepLoss:
@@ -85,6 +93,7 @@ class ClientSession:
         with self.watch("client forward"), self._precision():
             image, prompt = self.model.image(features), self.model.text(text)
         with self.watch("encode"):
+            self._renew_tables({"image": image, "text": prompt})
             forward = pb.Forward(
                 step=step, micro=micro, last=last, text=self._text(text, prompt), image=self._image(image)
             )
@@ -133,6 +142,24 @@ class ClientSession:
         finally:
             self.model.train(was_training)
 
+    def _renew_tables(self, codes: Mapping[str, Quantized | None]) -> None:
+        """Send new tables where the codes of a micro-batch have drifted so far that it pays."""
+        message = pb.Calibrate()
+        for name, fit in self._fits.items():
+            codec, quantized = entropy_codec(self._seam, name), codes[name]
+            if codec is not None and quantized is not None:
+                renewed = fit.renewed(codec, codec.counts(quantized.levels))
+                if renewed is not None:
+                    self._use_tables(message, name, renewed)
+        if message.ListFields():
+            self._peer.exchange(message, pb.Ack)
+
+    def _use_tables(self, message: pb.Calibrate, name: str, codec: EntropyUniform) -> None:
+        raw = codec.table_bytes()
+        getattr(message, name).tables = raw
+        keep_tables(self.model, name, raw)
+        self._seam = with_tables(self._seam, name, raw)
+
     def _image(self, image: Quantized) -> pb.Coded:
         return encode(self._seam.image.up, image.levels)
 
@@ -144,10 +171,3 @@ class ClientSession:
 
     def _precision(self) -> AbstractContextManager[object]:
         return torch.autocast(next(self.model.parameters()).device.type, torch.bfloat16, enabled=self._autocast)
-
-
-def _statistics(statistics: tuple[Tensor, Tensor] | None) -> pb.Statistics | None:
-    if statistics is None:
-        return None
-    mean, std = (np.ascontiguousarray(t.cpu().numpy(), "<f4").tobytes() for t in statistics)
-    return pb.Statistics(mean=mean, std=std)

@@ -10,6 +10,7 @@ from bitseam import config
 from bitseam.codecs import Codec, canonical, codec_from_config
 from bitseam.quant import RDFSQ, Float, LevelProjection, Quantizer, TensorRDFSQ
 
+MODALITIES = ("image", "text")
 _FLOATS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -94,7 +95,10 @@ def _up_codec(up: config.Up) -> Codec:
     if up.quantizer in _FLOATS:
         return codec_from_config({"id": up.quantizer})
     clip = 1.0 if up.quantizer == "rd-fsq-tensor" else up.clip
-    return codec_from_config({"id": "uniform", "levels": up.levels, "clip": clip})
+    grid = {"levels": up.levels, "clip": clip}
+    if up.coding == "entropy":
+        return codec_from_config({"id": "entropy-uniform", **grid, "groups": up.groups})
+    return codec_from_config({"id": "uniform", **grid})
 
 
 def _down_codec(down: config.Down) -> Codec:

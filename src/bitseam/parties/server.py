@@ -19,7 +19,8 @@ from bitseam.parties.ledger import Ledger
 from bitseam.parties.models import ServerModel
 from bitseam.parties.optimise import Stepper
 from bitseam.parties.peer import Peer, Stopwatch, decode, encode
-from bitseam.parties.seam import Link, Seam, channels
+from bitseam.parties.seam import MODALITIES, Link, Seam, channels
+from bitseam.parties.tables import keep_tables, with_kept_tables, with_tables
 from bitseam.parties.text import TextBatch, read_text
 from bitseam.transport import Channel
 from bitseam.wire import VERSION, same_terms
@@ -61,6 +62,7 @@ class ServerParty:
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
+        self.seam = with_kept_tables(self.seam, self.model)
         self.stepper = Stepper(self.model.parameters(), self.recipe.server.rate, self.recipe.train)
         self.device = next(self.model.parameters()).device
 
@@ -139,15 +141,19 @@ class ServerSession:
             self._calibrate(message)
 
     def _calibrate(self, message: pb.Calibrate) -> None:
-        model = self._party.model
-        for name, projection in (("image", model.image_projection), ("text", model.text_projection)):
-            if message.HasField(name) and projection is not None:
-                statistics = getattr(message, name)
+        party = self._party
+        for name in MODALITIES:
+            statistics, projection = getattr(message, name), getattr(party.model, f"{name}_projection")
+            if statistics.tables:
+                party.seam = with_tables(party.seam, name, statistics.tables)
+                keep_tables(party.model, name, statistics.tables)
+            # Tables alone come when the codes have drifted: the projection has then learned, and is left as it is.
+            if message.HasField(name) and projection is not None and (statistics.mean or not statistics.tables):
                 mean, std = (
                     torch.from_numpy(np.frombuffer(raw, "<f4").copy()) for raw in (statistics.mean, statistics.std)
                 )
                 projection.calibrate(mean, std)
-        self._peer.send(pb.Ack(step=self._party.step))
+        self._peer.send(pb.Ack(step=party.step))
 
     def _read(self, message: pb.Forward | pb.Ask) -> tuple[TextBatch, Tensor, Tensor | None]:
         party, seam = self._party, self._party.seam

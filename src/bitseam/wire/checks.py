@@ -93,6 +93,7 @@ def _statistics(name: str, statistics: pb.Statistics, limits: Limits) -> None:
     mean, std = len(statistics.mean), len(statistics.std)
     _require(mean == std and mean % 4 == 0, f"{name}: statistics of {mean} and {std} bytes")
     _at_most(f"{name}: channels", mean // 4, limits.channels)
+    _at_most(f"{name}: bytes of tables", len(statistics.tables), limits.tables)
 
 
 def _no_unknown_fields(message: Any) -> None:
