@@ -27,6 +27,8 @@ def test_there_are_recipes() -> None:
         ("seam.image_up.levls", 4, "seam.image_up.levls: unknown key"),
         ("seam.image_up.levels", 1, "seam.image_up.levels: .*greater than or equal to 2.*got 1"),
         ("seam.image_up.clip", 0.0, "seam.image_up.clip"),
+        ("seam.image_up.coding", "zip", "seam.image_up.coding"),
+        ("seam.image_up.groups", 5000, "seam.image_up.groups"),
         ("seam.image_down.block", "row", "seam.image_down.block"),
         ("seam.text", "pictures", "seam.text"),
         ("server.tune", "some", "server.tune"),

@@ -76,6 +76,8 @@ class Up:
     channels: Count | None = None  # the seam's width by default
     levels: Levels = 4
     clip: Annotated[float, Field(gt=0, le=100)] = 1.5  # outermost level, in deviations; a learned clip starts there
+    coding: Literal["packed", "entropy"] = "packed"  # codes at a fixed rate, or at their entropy (256 levels at most)
+    groups: Annotated[int, Field(ge=1, le=4096)] = 16  # of channels, each with a table of its own; for entropy coding
     distortion_weight: Rate = 0.25
 
 

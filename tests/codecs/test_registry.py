@@ -25,6 +25,9 @@ def test_canonical_is_one_text_for_one_codec() -> None:
         ({"id": "uniform", "levels": 4}, ["'clip'"]),
         ({"id": "uniform", "levels": 1, "clip": 1.0}, ["levels"]),
         ({"id": "uniform", "levels": 4, "clip": None}, ["clip"]),
+        ({"id": "entropy-uniform", "levels": 257, "clip": 1.0}, ["256", "257"]),
+        ({"id": "entropy-uniform", "levels": 4, "clip": 1.0, "groups": 0}, ["groups"]),
+        ({"id": "entropy-uniform", "levels": 4, "clip": 1.0, "tables": "abc"}, ["tables"]),
         ({"id": "stochastic", "levels": 4, "block": 0}, ["block"]),
     ],
 )

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from bitseam import config
 from bitseam.errors import BitseamError, NonFiniteError, PeerGoneError, RefusedError
-from bitseam.parties.checkpoint import build_client
+from bitseam.parties.checkpoint import build_client, load_client, newest
 from bitseam.parties.client import ClientSession
 from bitseam.parties.optimise import Stepper
 from bitseam.parties.seam import build_seam, terms
@@ -25,8 +25,10 @@ from bitseam.parties.text import Prompter, TextBatch
 from bitseam.serve.server import build_party
 from bitseam.train import train
 from bitseam.transport import memory_pair
+from bitseam.wire import messages_pb2 as pb
 
 IDENTITY = {"seam__image_up__quantizer": "fp32", "seam__image_down__codec": "fp32"}
+ENTROPY = {"seam__image_up__coding": "entropy", "seam__image_up__groups": 4}
 QUESTIONS = ["is this a cat ?", "dog ?", "what is there ?", "this a dog ?"]
 ANSWERS = ["yes", "a red cat", "no", "blue"]
 
@@ -138,6 +140,9 @@ def test_accumulated_micro_batches_are_one_large_batch(tiny: Tiny, tmp_path: Pat
         {"seam__text": "codes", "seam__text_up__quantizer": "learned-clip-fsq", "seam__text_up__levels": 8},
         {"seam__image_up__quantizer": "fp16", "seam__image_up__channels": 20, "seam__image_down__codec": "fp16"},
         {"seam__text": "codes", "seam__text_up__levels": 8, "seam__text_up__clip": 3.0},
+        ENTROPY,
+        {"seam__image_up__quantizer": "rd-fsq-tensor", "seam__image_up__coding": "entropy"},
+        {"seam__text": "codes", "seam__text_up__levels": 8, "seam__text_up__coding": "entropy"},
         {"train__autocast": "bf16"},
         {"server__tune": "lora"},
         {"server__tune": "frozen"},
@@ -188,6 +193,59 @@ def test_ledger_counts_every_byte(tiny: Tiny, tmp_path: Path) -> None:
         assert image.messages == 4
         assert image.bytes == 4 * 2 * tokens * 16 // 4  # steps x batch x tokens x channels at 2 bits
         assert image.fp16_bytes == 16 * image.bytes  # two bytes for each of 32 features
+
+
+def test_tables_cross_once_and_are_kept_on_both_sides(tiny: Tiny, tmp_path: Path) -> None:
+    recipe = make_recipe(tiny, **ENTROPY, out=str(tmp_path))
+    with pair(recipe) as split:
+        saved = train(split.client, recipe, split.party.run, batches(recipe, split.client), tmp_path)
+        mine, codec = split.client.ledger, split.party.seam.image.up
+        assert mine.total("up").bytes == split.client.channel.socket_bytes()[0]
+        assert mine.entries["up", "Calibrate", "rest"].messages == 1
+        assert mine.entries["up", "Calibrate", "rest"].bytes > len(codec.table_bytes())
+        image = mine.entries["up", "Forward", "image (entropy-uniform)"]
+    assert codec.tables
+    packed = recipe.train.steps * 2 * split.client.model.vision.tokens * 32 // 4
+    assert image.bytes < packed + 4 * recipe.train.steps
+    model, _, _ = load_client(saved, str)
+    again = ClientSession(model, build_seam(recipe.seam), memory_pair()[0], 17)
+    party = build_party(recipe, str, newest(tmp_path, "server"))
+    assert party.seam.image.up == again._seam.image.up == codec
+
+
+def test_tables_are_sent_again_when_codes_have_drifted(tiny: Tiny) -> None:
+    recipe = make_recipe(tiny, **ENTROPY, seam__image_up__levels=16, seam__image_up__clip=2.51)
+    with pair(recipe) as split:
+        features, text = batches(recipe, split.client)(0)
+        split.client.calibrate(features, text)
+        first = split.party.seam.image.up
+        statistics = {name: b.clone() for name, b in split.client.model.image_quantizer.named_buffers()}
+        sizes, used = [], {first}
+        for step in range(1, 41):
+            split.client.model.image_quantizer.load_state_dict(statistics, strict=False)  # no help from that side
+            sent = split.client.ledger.entries["up", "Forward", "image (entropy-uniform)"].bytes
+            split.client.step(step, 0, True, features / 4, text, 0.25)
+            sizes.append(split.client.ledger.entries["up", "Forward", "image (entropy-uniform)"].bytes - sent)
+            assert split.party.seam.image.up == split.client._seam.image.up
+            used.add(split.party.seam.image.up)
+        assert 2 <= len(used) <= 8
+        assert sizes[-1] < 0.8 * sizes[0]
+
+
+@pytest.mark.parametrize(
+    ("seam", "calibration", "complaint"),
+    [
+        ({}, {"image": pb.Statistics(tables=bytes(8))}, "image: tables for a codec that has none"),
+        (ENTROPY, {"image": pb.Statistics(tables=bytes(31))}, "take 32 bytes, not 31"),
+        (ENTROPY, {"image": pb.Statistics(tables=bytes(32))}, "table 0"),
+        (ENTROPY, {"text": pb.Statistics(tables=bytes(32))}, "text: tables for a codec that has none"),
+    ],
+)
+def test_tables_are_checked(tiny: Tiny, seam: dict[str, Any], calibration: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(RefusedError, match=complaint), pair(make_recipe(tiny, **seam)) as split:
+        before = split.party.seam
+        split.client._peer.exchange(pb.Calibrate(**calibration), pb.Ack)
+    assert split.party.seam is before
 
 
 def test_asking_gives_the_same_answers_alone_and_in_company(tiny: Tiny) -> None:

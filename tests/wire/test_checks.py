@@ -112,6 +112,10 @@ def statistics(channels: int) -> pb.Calibrate:
     return pb.Calibrate(image=pb.Statistics(mean=bytes(4 * channels), std=bytes(4 * channels)))
 
 
+def tables(size: int) -> pb.Calibrate:
+    return pb.Calibrate(text=pb.Statistics(tables=bytes(size)))
+
+
 # name of the limit, a value for it, a message at the limit, a message one over it
 LIMITS: list[tuple[str, int, Any, Any]] = [
     ("terms", 2, hello({"a": "", "b": ""}), hello({"a": "", "b": "", "c": ""})),
@@ -131,6 +135,7 @@ LIMITS: list[tuple[str, int, Any, Any]] = [
         pb.Refuse(fault=1, differences=[DIFFERENCE] * 3),
     ),
     ("channels", 3, statistics(3), statistics(4)),
+    ("tables", 8, tables(8), tables(9)),
     ("batch", 2, batch(2), batch(3)),
     ("batch", 2, pb.Tokens(ids=[1, 1]), pb.Tokens(ids=[1, 1, 1])),
     ("tokens", 17, tokens(17), tokens(18)),

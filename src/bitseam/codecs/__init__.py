@@ -8,6 +8,7 @@ from typing import Any
 from bitseam.codecs.base import Codec
 from bitseam.codecs.blockwise_int import BlockwiseInt
 from bitseam.codecs.delta import Delta
+from bitseam.codecs.entropy import EntropyUniform
 from bitseam.codecs.floating import Bf16, Fp16, Fp32
 from bitseam.codecs.fp8 import Fp8
 from bitseam.codecs.normal_float import NormalFloat
@@ -23,6 +24,7 @@ __all__ = [
     "BlockwiseInt",
     "Codec",
     "Delta",
+    "EntropyUniform",
     "Fp8",
     "Fp16",
     "Fp32",
@@ -41,7 +43,7 @@ _CODECS: dict[str, type[Any]] = {
     codec.codec_id: codec
     for codec in (
         *(Fp32, Fp16, Bf16, Fp8, Uniform, Stochastic, BlockwiseInt, NormalFloat),
-        *(TopK, RandomizedTopK, OneBit, SplitFC),
+        *(EntropyUniform, TopK, RandomizedTopK, OneBit, SplitFC),
     )
 }
 

@@ -26,6 +26,7 @@ class Codec(ABC):
     """Tensor <-> bytes. Checks that all codecs share are here; a codec adds three small hooks."""
 
     codec_id: ClassVar[str]
+    fixed_length: ClassVar[bool] = True  # whether the shape alone decides the length of a payload
 
     def config(self) -> dict[str, Any]:
         """What `codec_from_config` builds the same codec from; fit for JSON."""
@@ -45,18 +46,22 @@ class Codec(ABC):
     def decode(self, payload: bytes, shape: Sequence[int]) -> Tensor:
         """Decode to float32 of the given shape, on the CPU.
 
-        Raises CodecError, before memory is taken, for a shape no tensor has or a payload of another length than it
-        needs; and for bytes that no encoder makes.
+        Raises CodecError, before memory is taken, for a shape no tensor has or a payload of a length that it cannot
+        take; and for bytes that no encoder makes.
         """
-        expected = self.payload_bytes(shape)
-        if len(payload) != expected:
+        most = self.payload_bytes(shape)
+        if len(payload) > most or (self.fixed_length and len(payload) < most):
+            due = f"{most} bytes" if self.fixed_length else f"{most} bytes at most"
             raise CodecError(
-                f"codec {self.codec_id}: shape {tuple(shape)} takes {expected} bytes, not the {len(payload)} received"
+                f"codec {self.codec_id}: shape {tuple(shape)} takes {due}, not the {len(payload)} received"
             )
         return self._decode(payload, tuple(shape)).reshape(tuple(shape))
 
     def payload_bytes(self, shape: Sequence[int]) -> int:
-        """Exact length of the payload of a tensor of this shape. Raises CodecError for a shape no tensor has."""
+        """Length of the payload of a tensor of this shape; the greatest possible where `fixed_length` is false.
+
+        Raises CodecError for a shape no tensor has.
+        """
         self._check_shape(shape)
         return self._payload_bytes(tuple(shape))
 
@@ -75,4 +80,4 @@ class Codec(ABC):
 
     @abstractmethod
     def _decode(self, payload: bytes, shape: tuple[int, ...]) -> Tensor:
-        """Payload of the right length -> float32 of the right count of elements, in any shape."""
+        """Payload of a possible length -> float32 of the right count of elements, in any shape."""

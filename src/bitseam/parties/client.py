@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
@@ -14,7 +15,8 @@ from bitseam.errors import BitseamError, CodecError
 from bitseam.parties.ledger import Ledger
 from bitseam.parties.models import ClientModel
 from bitseam.parties.peer import Peer, Stopwatch, decode, encode
-from bitseam.parties.seam import Seam
+from bitseam.parties.seam import MODALITIES, Seam
+from bitseam.parties.tables import Fit, entropy_codec, keep_tables, with_kept_tables, with_tables
 from bitseam.parties.text import TextBatch, text_message
 from bitseam.quant import Quantized
 from bitseam.transport import Channel
@@ -43,10 +45,11 @@ class ClientSession:
         self.ledger = Ledger(seam.codec_ids(), seam.width)
         self.channel = channel
         self._peer = Peer(channel, "client", self.ledger)
-        self._seam = seam
+        self._seam = with_kept_tables(seam, model)
+        self._fits = {name: Fit() for name in MODALITIES if entropy_codec(seam, name) is not None}
         self._vocabulary = vocabulary
         self._autocast = autocast == "bf16"
-        self._told = pb.Calibrate()  # the statistics that the server has
+        self._told: dict[str, pb.Statistics] = {}  # the statistics that the server has
         self.watch = Stopwatch()
 
     def __enter__(self) -> ClientSession:
@@ -63,15 +66,17 @@ class ClientSession:
         return self._peer.exchange(pb.Hello(version=VERSION, purpose=purpose, terms=dict(terms)), pb.Welcome)
 
     def calibrate(self, features: Tensor, text: TextBatch) -> None:
-        """Fit connector and quantizers to the scale of features (B, M, Dv) and prompts, and tell the server, once."""
+        """Fit connector, quantizers and tables to features (I, M, Dv) and prompts, and tell the server, once."""
         model = self.model
         with torch.no_grad():
             model.vision.calibrate(features)
             model.image_quantizer.calibrate(model.vision(features))
             if model.text_quantizer is not None:
                 model.text_quantizer.calibrate(model.prompt_features(text))
-        self._told = self._statistics()
-        self._peer.exchange(self._told, pb.Ack)
+            model.eval()  # what is coded here is not counted again
+            codes = {"image": model.image(features), "text": model.text(text)}
+        self._fits = {name: Fit(lost=math.inf) for name in self._fits}
+        self._peer.exchange(self._news(codes), pb.Ack)
 
     def step(self, step: int, micro: int, last: bool, features: Tensor, text: TextBatch, weight: float) -> StepLoss:
         """One micro-batch: gradients are added to the vision half's parameters, as sums over answer tokens.
@@ -82,13 +87,12 @@ class ClientSession:
         with self.watch("client forward"), self._precision():
             image, prompt = self.model.image(features), self.model.text(text)
         with self.watch("encode"):
+            news = self._news({"image": image, "text": prompt})
             forward = pb.Forward(
                 step=step, micro=micro, last=last, text=self._text(text, prompt), image=self._image(image)
             )
-            statistics = self._statistics()
-            if statistics != self._told:
-                forward.statistics.CopyFrom(statistics)
-                self._told = statistics
+            if news.ListFields():
+                forward.statistics.CopyFrom(news)
         with self.watch("wait"):
             backward = self._peer.exchange(forward, pb.Backward)
         outputs, gradients = [], []
@@ -134,13 +138,24 @@ class ClientSession:
         finally:
             self.model.train(was_training)
 
-    def _statistics(self) -> pb.Calibrate:
-        """Those in use, of each modality that has any."""
-        text = self.model.text_quantizer
-        return pb.Calibrate(
-            image=_message(self.model.image_quantizer.statistics()),
-            text=_message(text.statistics() if text is not None else None),
-        )
+    def _news(self, codes: Mapping[str, Quantized | None]) -> pb.Calibrate:
+        """What the server must know to read these codes and does not: statistics in use, tables that pay."""
+        news = pb.Calibrate()
+        for name, quantized in codes.items():
+            if quantized is None:
+                continue
+            statistics = _message(getattr(self.model, f"{name}_quantizer").statistics())
+            if statistics is not None and statistics != self._told.get(name):
+                getattr(news, name).CopyFrom(statistics)
+                self._told[name] = statistics
+            codec = entropy_codec(self._seam, name)
+            renewed = self._fits[name].renewed(codec, codec.counts(quantized.levels)) if codec is not None else None
+            if renewed is not None:
+                tables = renewed.table_bytes()
+                getattr(news, name).tables = tables
+                keep_tables(self.model, name, tables)
+                self._seam = with_tables(self._seam, name, tables)
+        return news
 
     def _image(self, image: Quantized) -> pb.Coded:
         return encode(self._seam.image.up, image.levels)

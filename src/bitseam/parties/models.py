@@ -18,6 +18,7 @@ from bitseam.halves.client import ClientHalf
 from bitseam.halves.server import ServerHalf
 from bitseam.parties.layout import Layout, left_padded, packed
 from bitseam.parties.seam import build_projection, build_quantizer
+from bitseam.parties.tables import register_tables
 from bitseam.parties.text import TextBatch
 from bitseam.quant import Quantized
 
@@ -32,6 +33,7 @@ class ClientModel(nn.Module):
         super().__init__()
         self.vision = half
         self.image_quantizer = build_quantizer(seam.image_up, seam.width)
+        register_tables(self, seam)
         self.text_quantizer = None
         if seam.text == "codes":
             if embedding is None:
@@ -64,6 +66,7 @@ class ServerModel(nn.Module):
         self.language = half
         self.image_projection = build_projection(seam.image_up, seam.width)
         self.text_projection = build_projection(seam.text_up, seam.width) if seam.text == "codes" else None
+        register_tables(self, seam)
 
     def assemble(self, text: TextBatch, image: Tensor, prompt: Tensor | None, layout: Layout) -> Tensor:
         """Text and image levels -> embeddings (R, S, D), laid out.

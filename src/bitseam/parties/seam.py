@@ -11,6 +11,7 @@ from bitseam import config
 from bitseam.codecs import Codec, canonical, codec_from_config
 from bitseam.quant import RDFSQ, Float, LearnedClipFSQ, LevelProjection, Quantizer, TanhFSQ, TensorRDFSQ
 
+MODALITIES = ("image", "text")
 _FLOATS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 _CLIPPED = {"rd-fsq": RDFSQ, "tanh-fsq": TanhFSQ, "learned-clip-fsq": LearnedClipFSQ}
 _UNIT_GRID = {"rd-fsq-tensor", "learned-clip-fsq"}  # levels in [-1, 1]; the others' in deviations, out to the clip
@@ -100,8 +101,10 @@ def terms(recipe: config.Recipe, vocabulary: int, tokenizer: str, weights: str, 
 def _up_codec(up: config.Up) -> Codec:
     if up.quantizer in _FLOATS:
         return codec_from_config({"id": up.quantizer})
-    clip = 1.0 if up.quantizer in _UNIT_GRID else up.clip
-    return codec_from_config({"id": "uniform", "levels": up.levels, "clip": clip})
+    grid = {"levels": up.levels, "clip": 1.0 if up.quantizer in _UNIT_GRID else up.clip}
+    if up.coding == "entropy":
+        return codec_from_config({"id": "entropy-uniform", **grid, "groups": up.groups})
+    return codec_from_config({"id": "uniform", **grid})
 
 
 def _down_codec(down: config.Down) -> Codec:

@@ -19,7 +19,8 @@ from bitseam.parties.ledger import Ledger
 from bitseam.parties.models import ServerModel
 from bitseam.parties.optimise import Stepper
 from bitseam.parties.peer import Peer, Stopwatch, decode, encode
-from bitseam.parties.seam import Link, Seam, channels
+from bitseam.parties.seam import MODALITIES, Link, Seam, channels
+from bitseam.parties.tables import keep_tables, with_kept_tables, with_tables
 from bitseam.parties.text import TextBatch, read_text
 from bitseam.quant import LevelProjection
 from bitseam.transport import Channel
@@ -64,6 +65,7 @@ class ServerParty:
     compute: Executor = field(default_factory=lambda: ThreadPoolExecutor(1, "model"))
 
     def __post_init__(self) -> None:
+        self.seam = with_kept_tables(self.seam, self.model)
         self.stepper = Stepper(self.model.parameters(), self.recipe.server.rate, self.recipe.train)
         self.device = next(self.model.parameters()).device
 
@@ -142,13 +144,14 @@ class ServerSession:
             self._peer.send(pb.Ack(step=self._party.step))
 
     def _calibrate(self, message: pb.Calibrate) -> None:
-        model = self._party.model
-        for name, projection in (("image", model.image_projection), ("text", model.text_projection)):
-            if message.HasField(name) and isinstance(projection, LevelProjection):
-                statistics = getattr(message, name)
-                mean, std = (
-                    torch.from_numpy(np.frombuffer(raw, "<f4").copy()) for raw in (statistics.mean, statistics.std)
-                )
+        party = self._party
+        for name in MODALITIES:
+            news, projection = getattr(message, name), getattr(party.model, f"{name}_projection")
+            if news.tables:
+                party.seam = with_tables(party.seam, name, news.tables)
+                keep_tables(party.model, name, news.tables)
+            if news.mean and isinstance(projection, LevelProjection):
+                mean, std = (torch.from_numpy(np.frombuffer(raw, "<f4").copy()) for raw in (news.mean, news.std))
                 projection.calibrate(mean, std)
 
     def _read(self, message: pb.Forward | pb.Ask) -> tuple[TextBatch, Tensor, Tensor | None]:

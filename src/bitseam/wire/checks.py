@@ -95,9 +95,11 @@ def _coded(name: str, coded: pb.Coded, limits: Limits) -> None:
 
 def _statistics(message: pb.Calibrate, limits: Limits) -> None:
     for name in ("image", "text"):
-        mean, std = (len(part) for part in (getattr(message, name).mean, getattr(message, name).std))
+        statistics = getattr(message, name)
+        mean, std = len(statistics.mean), len(statistics.std)
         _require(mean == std and mean % 4 == 0, f"{name}: statistics of {mean} and {std} bytes")
         _at_most(f"{name}: channels", mean // 4, limits.channels)
+        _at_most(f"{name}: bytes of tables", len(statistics.tables), limits.tables)
 
 
 def _no_unknown_fields(message: Any) -> None:

@@ -18,4 +18,5 @@ class Limits:
     terms: int = 64
     text: int = 4096  # characters of a term or a reason
     channels: int = 65536
+    tables: int = 2**21  # bytes of frequencies: 4096 groups of 256 levels
     new_tokens: int = 4096

@@ -109,12 +109,14 @@ class Refuse(_message.Message):
     def __init__(self, fault: _Optional[_Union[Fault, str]] = ..., reason: _Optional[str] = ..., differences: _Optional[_Iterable[_Union[Difference, _Mapping]]] = ...) -> None: ...
 
 class Statistics(_message.Message):
-    __slots__ = ("mean", "std")
+    __slots__ = ("mean", "std", "tables")
     MEAN_FIELD_NUMBER: _ClassVar[int]
     STD_FIELD_NUMBER: _ClassVar[int]
+    TABLES_FIELD_NUMBER: _ClassVar[int]
     mean: bytes
     std: bytes
-    def __init__(self, mean: _Optional[bytes] = ..., std: _Optional[bytes] = ...) -> None: ...
+    tables: bytes
+    def __init__(self, mean: _Optional[bytes] = ..., std: _Optional[bytes] = ..., tables: _Optional[bytes] = ...) -> None: ...
 
 class Calibrate(_message.Message):
     __slots__ = ("image", "text")
