@@ -27,7 +27,7 @@ Levels = Annotated[int, Field(ge=2, le=65536)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Name = Annotated[str, Field(min_length=1)]
 QuantizerName = Literal["rd-fsq", "rd-fsq-tensor", "tanh-fsq", "learned-clip-fsq", "fp32", "fp16", "bf16"]
-GradientName = Literal["stochastic", "fp32", "fp16", "bf16"]
+GradientName = Literal["stochastic", "entropy-stochastic", "fp32", "fp16", "bf16"]
 
 
 @dataclass(frozen=True, config=_strict)
@@ -88,6 +88,7 @@ class Down:
     codec: GradientName = "stochastic"
     levels: Levels = 4
     block: Literal["token"] | Count = "token"  # elements that share a scale
+    step: Annotated[float, Field(ge=0.05, le=1000)] = 2.0  # of `entropy-stochastic`, in root mean squares of an image
 
 
 @dataclass(frozen=True, config=_strict)

@@ -140,7 +140,7 @@ def test_accumulated_micro_batches_are_one_large_batch(tiny: Tiny, tmp_path: Pat
         {"seam__text": "codes", "seam__text_up__quantizer": "learned-clip-fsq", "seam__text_up__levels": 8},
         {"seam__image_up__quantizer": "fp16", "seam__image_up__channels": 20, "seam__image_down__codec": "fp16"},
         {"seam__text": "codes", "seam__text_up__levels": 8, "seam__text_up__clip": 3.0},
-        ENTROPY,
+        ENTROPY | {"seam__image_down__codec": "entropy-stochastic", "seam__image_down__step": 1.0},
         {"seam__image_up__quantizer": "rd-fsq-tensor", "seam__image_up__coding": "entropy"},
         {"seam__text": "codes", "seam__text_up__levels": 8, "seam__text_up__coding": "entropy"},
         {"train__autocast": "bf16"},

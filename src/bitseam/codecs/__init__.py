@@ -9,6 +9,7 @@ from bitseam.codecs.base import Codec
 from bitseam.codecs.blockwise_int import BlockwiseInt
 from bitseam.codecs.delta import Delta
 from bitseam.codecs.entropy import EntropyUniform
+from bitseam.codecs.entropy_stochastic import EntropyStochastic
 from bitseam.codecs.floating import Bf16, Fp16, Fp32
 from bitseam.codecs.fp8 import Fp8
 from bitseam.codecs.normal_float import NormalFloat
@@ -24,6 +25,7 @@ __all__ = [
     "BlockwiseInt",
     "Codec",
     "Delta",
+    "EntropyStochastic",
     "EntropyUniform",
     "Fp8",
     "Fp16",
@@ -43,7 +45,7 @@ _CODECS: dict[str, type[Any]] = {
     codec.codec_id: codec
     for codec in (
         *(Fp32, Fp16, Bf16, Fp8, Uniform, Stochastic, BlockwiseInt, NormalFloat),
-        *(EntropyUniform, TopK, RandomizedTopK, OneBit, SplitFC),
+        *(EntropyUniform, EntropyStochastic, TopK, RandomizedTopK, OneBit, SplitFC),
     )
 }
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bitseam.codecs.base import Codec
-from bitseam.codecs.entropy_stream import MAX_SYMBOLS, TOTAL, Runs, decode, encode, most_bytes
+from bitseam.codecs.entropy_stream import MAX_SYMBOLS, TOTAL, Runs, checked_table, decode, encode, most_bytes, table_of
 from bitseam.errors import CodecError
 from bitseam.quant.uniform import check_grid, level_values, to_indices
 
@@ -69,11 +69,7 @@ class EntropyUniform(Codec):
 
     def learned(self, counts: NDArray) -> "EntropyUniform":
         """The same codec with the tables that fit counts (groups, L) best."""
-        shares = counts + 0.5  # half a count for what was not seen yet (Krichevsky and Trofimov, 1981)
-        shares /= shares.sum(axis=1, keepdims=True)
-        rows = np.floor(shares * (TOTAL - self.levels)).astype(np.int64) + 1
-        rows[np.arange(self.groups), rows.argmax(axis=1)] += TOTAL - rows.sum(axis=1)  # the least it can matter
-        return replace(self, tables=tuple(map(tuple, rows.tolist())))
+        return replace(self, tables=tuple(map(table_of, counts)))
 
     def bits(self, counts: NDArray) -> float:
         """What indices with these counts (groups, L) take, in bits, without the ends of lanes."""
@@ -131,7 +127,4 @@ def _checked(tables: object, groups: int, levels: int) -> tuple[tuple[int, ...],
         return ()
     if len(tables) != groups or any(len(row) != levels for row in tables):
         raise CodecError(f"tables must be {groups} rows of {levels} frequencies")
-    for number, row in enumerate(tables):
-        if any(type(frequency) is not int or frequency < 1 for frequency in row) or sum(row) != TOTAL:
-            raise CodecError(f"table {number}: frequencies must be whole numbers from 1 that sum to {TOTAL}")
-    return tuple(map(tuple, tables))
+    return tuple(checked_table(row, f"table {number}") for number, row in enumerate(tables))

@@ -16,6 +16,7 @@ installed, and on NumPy otherwise. Decoding must end at x = 0 without a word lef
 encoding, and what is no encoding is refused.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -58,6 +59,22 @@ class Runs:
         first, last = np.searchsorted(self.bounds, (start, stop - 1), "right") - 1
         pieces = ((r, max(self.bounds[r], start), min(self.bounds[r + 1], stop)) for r in range(first, last + 1))
         return [(run, int(a), int(b)) for run, a, b in pieces if a < b]
+
+
+def table_of(counts: NDArray[Any]) -> tuple[int, ...]:
+    """The table that fits counts (L,) best, with half a count more for what was not seen yet (Krichevsky and Trofimov,
+    1981)."""
+    shares = (counts + 0.5) / (counts + 0.5).sum()
+    table = np.floor(shares * (TOTAL - len(counts))).astype(np.int64) + 1
+    table[table.argmax()] += TOTAL - table.sum()  # where it matters least
+    return tuple(table.tolist())
+
+
+def checked_table(row: Sequence[int], name: str = "the table") -> tuple[int, ...]:
+    """The row as a table. Raises CodecError for what no table is."""
+    if any(type(frequency) is not int or frequency < 1 for frequency in row) or sum(row) != TOTAL:
+        raise CodecError(f"{name}: frequencies must be whole numbers from 1 that sum to {TOTAL}")
+    return tuple(row)
 
 
 def most_bytes(count: int) -> int:

@@ -110,4 +110,6 @@ def _up_codec(up: config.Up) -> Codec:
 def _down_codec(down: config.Down) -> Codec:
     if down.codec in _FLOATS:
         return codec_from_config({"id": down.codec})
+    if down.codec == "entropy-stochastic":
+        return codec_from_config({"id": down.codec, "step": down.step})
     return codec_from_config({"id": down.codec, "levels": down.levels, "block": down.block})
