@@ -26,7 +26,7 @@ Rate = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Levels = Annotated[int, Field(ge=2, le=65536)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Name = Annotated[str, Field(min_length=1)]
-QuantizerName = Literal["rd-fsq", "rd-fsq-tensor", "tanh-fsq", "learned-clip-fsq", "fp32", "fp16", "bf16"]
+QuantizerName = Literal["rd-fsq", "rd-fsq-tensor", "tanh-fsq", "learned-clip-fsq", "rate-fsq", "fp32", "fp16", "bf16"]
 GradientName = Literal["stochastic", "entropy-stochastic", "fp32", "fp16", "bf16"]
 
 
@@ -70,7 +70,8 @@ class Server:
 @dataclass(frozen=True, config=_strict)
 class Up:
     """How features cross: `rd-fsq` (the paper's, with per-channel statistics), `rd-fsq-tensor` (the paper's own
-    statistics), `tanh-fsq` (bounded by tanh), `learned-clip-fsq` (each channel learns its clip), or a float format."""
+    statistics), `tanh-fsq` (bounded by tanh), `learned-clip-fsq` (each channel learns its clip), `rate-fsq` (learns to
+    spend few bits), or a float format."""
 
     quantizer: QuantizerName = "rd-fsq"
     channels: Count | None = None  # the seam's width by default
@@ -78,7 +79,7 @@ class Up:
     clip: Annotated[float, Field(gt=0, le=100)] = 1.5  # outermost level, in deviations; a learned clip starts there
     coding: Literal["packed", "entropy"] = "packed"  # codes at a fixed rate, or at their entropy (256 levels at most)
     groups: Annotated[int, Field(ge=1, le=4096)] = 16  # of channels, each with a table of its own; for entropy coding
-    distortion_weight: Rate = 0.25
+    distortion_weight: Rate = 0.25  # in the loss; of `rate-fsq`'s mean bits an element
 
 
 @dataclass(frozen=True, config=_strict)

@@ -7,6 +7,7 @@ from bitseam.quant.base import Quantized, Quantizer
 from bitseam.quant.floating import Float
 from bitseam.quant.learned_clip import LearnedClipFSQ
 from bitseam.quant.projection import LevelProjection
+from bitseam.quant.rate_fsq import RateFSQ
 from bitseam.quant.rd_fsq import RDFSQ, TensorRDFSQ, semi_orthogonal
 from bitseam.quant.statistics import ChannelStatistics
 from bitseam.quant.tanh_fsq import TanhFSQ
@@ -19,6 +20,7 @@ __all__ = [
     "LevelProjection",
     "Quantized",
     "Quantizer",
+    "RateFSQ",
     "TanhFSQ",
     "TensorRDFSQ",
     "semi_orthogonal",
