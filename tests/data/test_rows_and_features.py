@@ -147,7 +147,7 @@ def test_questions_are_true_balanced_and_of_separate_photographs(tmp_path: Path)
     np.save(tmp_path / "labels.npy", labels)
     write_questions(tmp_path, tmp_path / "out", train=40, test=20, seed=0)
     sources: dict[str, set[int]] = {}
-    for split, counts in (("train", (40, 96, 88)), ("test", (20, 20, 20))):
+    for split, counts in (("train", (40, 80, 120)), ("test", (20, 20, 20))):
         rows = read_rows(tmp_path / "out" / f"{split}.jsonl")
         sources[split] = set()
         tasks = [row.task for row in rows]

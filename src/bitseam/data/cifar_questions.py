@@ -24,7 +24,7 @@ _TRAIN = 50_000  # the first of CIFAR-10's 60,000 photographs
 def write_questions(cifar: Path, out: Path, train: int, test: int, seed: int) -> None:
     """Write `out`/train.jsonl and `out`/test.jsonl with their images.
 
-    train, test: photographs; six tenths as many mosaics in training, as many in the test. The test asks one question of
+    train, test: photographs; half as many mosaics in training, as many in the test. The test asks one question of
     each task. Training asks mosaics for all four places and four classes, and photographs for existence too: one object
     is the easier case of four, and existence is not learned in the demo's time without it.
     cifar: folder of the asset `cifar10`.
@@ -33,7 +33,7 @@ def write_questions(cifar: Path, out: Path, train: int, test: int, seed: int) ->
     labels = np.load(cifar / "labels.npy")
     rng = np.random.default_rng(seed)
     for name, sources, photographs, mosaics, places, classes in (
-        ("train", np.arange(_TRAIN), train, train * 6 // 10, 4, 4),
+        ("train", np.arange(_TRAIN), train, train // 2, 4, 4),
         ("test", np.arange(_TRAIN, len(images)), test, test, 1, 1),
     ):
         folder = out / name

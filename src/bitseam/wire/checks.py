@@ -55,7 +55,9 @@ def check(message: Any, limits: Limits) -> None:
             _at_most("max_new_tokens", message.max_new_tokens, limits.new_tokens)
             _require(not any(message.text.answers), "text.answers: a question holds no answers")
         else:
-            _statistics(message.statistics, limits)
+            _statistics(message.tables, limits)
+            stray = [name for name in ("image", "text") if getattr(message.tables, name).mean]
+            _require(not stray, f"tables.{''.join(stray[:1])}: statistics outside of the calibration")
     elif isinstance(message, pb.Backward):
         _require(math.isfinite(message.loss), f"loss: {message.loss}")
         _coded("image", message.image, limits)
