@@ -1,6 +1,6 @@
 """Whole-step traffic against accuracy: the demo's training at fewer and fewer bits.
 
-    python benchmarks/traffic.py --demo runs/demo --json docs/results/traffic.json [--points 20x 50x]
+    python benchmarks/traffic.py --demo runs/demo --json docs/results/traffic.json [--points 20x]
 
 After `make demo`: trains and evaluates the demo's recipe with each point's settings, across two processes over TLS, and
 writes a row a point and task beside those of the demo's own two runs, whose fp16 bytes are the ones compared with. Rows
@@ -20,16 +20,14 @@ from bitseam.cli.machine import circumstances, free_port
 from bitseam.evals.answers import wilson
 
 RECIPE = Path("recipes/demo.toml")
-_LEARNED = (
-    "seam.image_up.quantizer=rate-fsq",
-    "seam.image_up.levels=15",
+_TERNARY = (
+    "seam.image_up.levels=3",
     "seam.image_up.coding=entropy",
-    "seam.image_up.groups=288",
     "seam.image_down.codec=entropy-stochastic",
 )
 POINTS = {
-    "20x": (*_LEARNED, "seam.image_up.clip=14.0", "seam.image_up.distortion_weight=0.5", "seam.image_down.step=8"),
-    "50x": (*_LEARNED, "seam.image_up.clip=28.0", "seam.image_up.distortion_weight=1.0", "seam.image_down.step=32"),
+    "20x": (*_TERNARY, "seam.image_up.clip=2.7", "seam.image_down.step=10"),
+    "50x": (*_TERNARY, "seam.image_up.clip=4.5", "seam.image_down.step=60"),
 }
 
 
