@@ -14,7 +14,7 @@ class LevelProjection(nn.Linear):
 
     Starts as the inverse of a fresh, calibrated RDFSQ, W = P^T semi-orthogonal. The statistics stay what they were
     then, while the client's follow its features: the language model is given one scale throughout. Following them here
-    too took a quarter more steps to the same loss (docs/results).
+    too ended at a higher loss (docs/results).
     """
 
     mean: Tensor
