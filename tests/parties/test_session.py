@@ -309,3 +309,19 @@ def test_codes_of_another_shape_are_refused(tiny: Tiny) -> None:
             "Q", (), {"levels": torch.zeros(2, 4, 31), "distortion": torch.zeros(())}
         )()
         split.client.step(1, 0, True, features, text, 0.25)
+
+
+def test_a_question_that_holds_its_answer_is_refused(tiny: Tiny) -> None:
+    recipe = make_recipe(tiny)
+    with pytest.raises(RefusedError, match="a question holds no answers"), pair(recipe) as split:
+        features, text = batches(recipe, split.client)(0)
+        split.client.calibrate(features, text)
+        list(split.client.ask(features, text, 5))
+
+
+def test_text_that_is_damaged_is_refused_by_name(tiny: Tiny) -> None:
+    recipe = make_recipe(tiny)
+    with pytest.raises(RefusedError, match="text: 0 bytes are not"), pair(recipe) as split:
+        image = pb.Coded(shape=[1, 1, 1])
+        split.client._peer.exchange(pb.Forward(step=1, text=pb.Text(sequences=1), image=image), pb.Backward)
+    assert split.party.step == 0

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from wire_examples import DIFFERENCE, GOLDEN, IMAGE, TEXT, due, listener_at, wrap
+from wire_examples import DIFFERENCE, GOLDEN, TEXT, due, listener_at, wrap
 
 from bitseam.errors import LimitError, MalformedError, WireError
 from bitseam.wire import Limits, same_terms
@@ -47,25 +47,17 @@ MALFORMED: list[tuple[str, type[Any], Callable[[Any], Any]]] = [
     ),
     ("image: statistics of 4 and 8 bytes", pb.Calibrate, lambda m: setattr(m.image, "std", bytes(8))),
     ("text: statistics of 3 and 3", pb.Calibrate, lambda m: m.text.MergeFrom(pb.Statistics(mean=b"abc", std=b"abc"))),
-    ("text.lengths: empty", pb.Forward, lambda m: m.ClearField("text")),
-    ("text.image_at: 1 entries for 2 texts", pb.Forward, lambda m: m.text.image_at.pop()),
-    ("text.image_at: 6 in a text of 5", pb.Forward, lambda m: m.text.image_at.__setitem__(1, 6)),
-    ("text.answers: 1 bytes for 9 tokens", pb.Forward, lambda m: setattr(m.text, "answers", b"\0")),
-    ("text.answers: 3 bytes for 9 tokens", pb.Forward, lambda m: setattr(m.text, "answers", b"\0\0\0")),
-    ("text.answers: padding", pb.Forward, lambda m: setattr(m.text, "answers", b"\0\2")),
-    ("text.questions: 3 for 2 texts", pb.Forward, lambda m: m.text.questions.__setitem__(1, 2)),
-    ("text.questions: an image without a text", pb.Forward, lambda m: m.text.questions.append(0)),
+    ("text.sequences: 0", pb.Forward, lambda m: m.ClearField("text")),
     ("text.codes: no shape", pb.Forward, lambda m: m.text.codes.MergeFrom(pb.Coded(payload=b"x"))),
     ("image: no shape", pb.Forward, lambda m: m.ClearField("image")),
     ("image: shape .* empty dimension", pb.Forward, lambda m: m.image.shape.__setitem__(2, 0)),
-    ("for 2 images", pb.Forward, lambda m: m.image.shape.__setitem__(0, 3)),
+    ("3 images in 2 texts", pb.Forward, lambda m: m.image.shape.__setitem__(0, 3)),
     ("loss: nan", pb.Backward, lambda m: setattr(m, "loss", float("nan"))),
     ("loss: -inf", pb.Backward, lambda m: setattr(m, "loss", float("-inf"))),
     ("image: no shape", pb.Backward, lambda m: m.ClearField("image")),
     ("text: no shape", pb.Backward, lambda m: m.text.SetInParent()),
     ("max_new_tokens: 0", pb.Ask, lambda m: setattr(m, "max_new_tokens", 0)),
-    ("a question holds no answers", pb.Ask, lambda m: setattr(m.text, "answers", b"\1\0")),
-    ("for 2 images", pb.Ask, lambda m: m.image.shape.__setitem__(0, 3)),
+    ("3 images in 2 texts", pb.Ask, lambda m: m.image.shape.__setitem__(0, 3)),
 ]
 
 
@@ -95,14 +87,8 @@ def test_unknown_fields_are_refused_at_every_depth(message: Any) -> None:
         hear(copy)
 
 
-def tokens(total: int) -> pb.Forward:
-    text = pb.Text(lengths=[total - 1, 1], image_at=[0, 0], questions=[1, 1], answers=bytes(-(-total // 8)))
-    return pb.Forward(step=1, text=text, image=IMAGE)
-
-
-def batch(size: int) -> pb.Forward:
-    text = pb.Text(lengths=[1] * size, image_at=[0] * size, questions=[size], answers=bytes(-(-size // 8)))
-    return pb.Forward(step=1, text=text, image=pb.Coded(shape=[1, 1]))
+def text(sequences: int, tokens: int) -> pb.Forward:
+    return pb.Forward(step=1, text=pb.Text(sequences=sequences, tokens=tokens), image=pb.Coded(shape=[1, 1]))
 
 
 def image(*shape: int) -> pb.Forward:
@@ -141,9 +127,9 @@ LIMITS: list[tuple[str, int, Any, Any]] = [
     ),
     ("channels", 3, statistics(3), statistics(4)),
     ("tables", 8, tables(8), tables(9)),
-    ("batch", 2, batch(2), batch(3)),
+    ("batch", 2, text(2, 0), text(3, 0)),
     ("batch", 2, pb.Tokens(ids=[1, 1]), pb.Tokens(ids=[1, 1, 1])),
-    ("tokens", 17, tokens(17), tokens(18)),
+    ("tokens", 17, text(1, 17), text(1, 18)),
     ("rank", 3, image(1, 1), image(1, 1, 1)),
     ("elements", 12, image(2, 3), image(7)),
     (

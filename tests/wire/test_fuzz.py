@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from wire_examples import GOLDEN, due, listener_at, pair_at, wrap
 
 from bitseam.errors import MalformedError, WireError
-from bitseam.wire import Protocol, State
+from bitseam.wire import Limits, Protocol, State
 from bitseam.wire import messages_pb2 as pb
 
 KINDS = st.sampled_from(list(GOLDEN))
@@ -64,18 +64,17 @@ def test_mutated_frames(kind: type[Any], changes: list[tuple[int, int]], whole: 
     hear(listener_at(due(kind), kind()), bytes(frame))
 
 
+number = st.integers(0, 2**64 - 1)
+field = st.integers(0, 2**32 - 1)
 coded = st.builds(pb.Coded, shape=st.lists(st.integers(0, 2**32 - 1), max_size=5), payload=st.binary(max_size=9))
 small = st.builds(pb.Coded, shape=st.lists(st.integers(0, 3), max_size=3))
 text = st.builds(
     pb.Text,
-    lengths=st.lists(st.integers(0, 9) | st.integers(0, 2**32 - 1), max_size=4),
-    image_at=st.lists(st.integers(0, 9), max_size=4),
-    questions=st.lists(st.integers(0, 4), max_size=4),
-    answers=st.binary(max_size=4),
+    sequences=st.integers(0, 4) | field,
+    tokens=st.integers(0, 9) | field,
+    symbols=st.binary(max_size=4),
     codes=st.none() | coded,
 )
-number = st.integers(0, 2**64 - 1)
-field = st.integers(0, 2**32 - 1)
 
 
 @given(
@@ -86,6 +85,6 @@ field = st.integers(0, 2**32 - 1)
 def test_well_formed_messages_with_any_fields(message: Any) -> None:
     accepted = hear(listener_at(due(type(message)), message), wrap(message))
     if isinstance(accepted, pb.Forward | pb.Ask):
-        assert len(accepted.text.lengths) == len(accepted.text.image_at) == sum(accepted.text.questions)
-        assert len(accepted.text.questions) == accepted.image.shape[0]
+        assert 1 <= accepted.image.shape[0] <= accepted.text.sequences <= Limits().batch
+        assert accepted.text.tokens <= Limits().tokens
         assert min(accepted.image.shape) >= 1

@@ -8,8 +8,7 @@ from bitseam.wire import Limits, Protocol, State
 from bitseam.wire import messages_pb2 as pb
 
 IMAGE = pb.Coded(shape=[2, 1, 3], payload=b"\x1b\x02")
-TEXT = pb.Text(lengths=[4, 5], image_at=[0, 5], answers=b"\x0c\x01", ids=b"\xaa\xbb", questions=[1, 1])
-QUESTION = pb.Text(lengths=[4, 5], image_at=[1, 2], answers=b"\0\0", ids=b"\xaa\xbb", questions=[1, 1])
+TEXT = pb.Text(sequences=2, tokens=9, symbols=b"\xaa\xbb")
 DIFFERENCE = pb.Difference(field="f", client="1", server="2")
 
 GOLDEN: dict[type[Any], tuple[Any, str]] = {
@@ -29,7 +28,7 @@ GOLDEN: dict[type[Any], tuple[Any, str]] = {
     pb.Ack: (pb.Ack(step=7), "2a020807"),
     pb.Forward: (
         pb.Forward(step=1, micro=2, last=True, text=TEXT, image=IMAGE),
-        "322708011002180122140a020405120200051a020c012202aabb320201012a090a0302010312021b02",
+        "321b0801100218012208080210091a02aabb2a090a0302010312021b02",
     ),
     pb.Backward: (
         pb.Backward(step=1, micro=2, loss=1.5, answer_tokens=3, image=IMAGE),
@@ -37,8 +36,8 @@ GOLDEN: dict[type[Any], tuple[Any, str]] = {
     ),
     pb.Checkpoint: (pb.Checkpoint(step=7), "42020807"),
     pb.Ask: (
-        pb.Ask(text=QUESTION, image=IMAGE, max_new_tokens=8),
-        "4a230a140a020405120201021a0200002202aabb3202010112090a0302010312021b021808",
+        pb.Ask(text=TEXT, image=IMAGE, max_new_tokens=8),
+        "4a170a08080210091a02aabb12090a0302010312021b021808",
     ),
     pb.Tokens: (pb.Tokens(ids=[300, 2]), "52050a03ac0202"),
     pb.Goodbye: (pb.Goodbye(reason="bye"), "5a050a03627965"),

@@ -159,7 +159,7 @@ class ServerSession:
         text = read_text(message.text, party.vocabulary)
         tokens = message.image.shape[1] if len(message.image.shape) == 3 else 0
         agreed = party.recipe.seam
-        due = (len(message.text.questions), tokens, channels(agreed.image_up, agreed.width))
+        due = (int(text.image[-1]) + 1, tokens, channels(agreed.image_up, agreed.width))
         image = decode(seam.image.up, message.image, due, "image codes", party.device)
         prompt = None
         if seam.text is not None:
@@ -226,6 +226,8 @@ class ServerSession:
     def _ask(self, message: pb.Ask) -> None:
         party = self._party
         text, image, prompt = self._read(message)
+        if text.answers.any():
+            raise CodecError("text: a question holds no answers")
         party.model.eval()
         party.model.generate(text, image, prompt, message.max_new_tokens, party.end, _TokenStreamer(self._peer))
 

@@ -1,11 +1,35 @@
 """Prompts and answers as ragged batches of token ids, and how they cross the wire.
 
-Shapes: B sequences about I images, N tokens of all sequences together (no padding), A answer tokens among them.
+Shapes: B sequences about I images, N tokens of all sequences together (no padding).
+
+On the wire a batch is one stream of S symbols, little-endian, two bytes each, or four where the vocabulary needs them,
+compressed whole. Each sequence is
+
+    FIRST or FURTHER    of the sequences about an image
+    its tokens          5 + id; HIDDEN for a prompt's token where the prompt crosses as codes
+    HERE                among them: the image's place, before token image_at or behind the last
+    TURN                before each token that is part of an answer where the one before it is not, or the reverse
+
+so that the layout repeats wherever the words do, and costs next to nothing beside them.
+
+The compression is LZMA, since a batch mostly repeats itself: the same prompt, the same question about another image. Of
+what was measured it is the smallest on prose, and within 7 % on short questions (44 about 10 images, 412 tokens of a
+vocabulary of 32000; and 1435 tokens of prose; bytes with the layout, packing at 15 bits without it):
+
+    packed at 15 bits                                  774    2691
+    distinct ids, then indices packed                  456    2365
+    distinct ids, then indices at their entropy        361    2056   and the tables or counts
+    distinct ids, then indices through deflate         206    2362
+    distinct ids, then indices through LZMA            207    2119
+    deflate                                            228    2168
+    LZMA                                               219    2033
+    context mixing, an ideal coder, order 2            155    1924   but a coder of our own, in Python
 """
 
 from __future__ import annotations
 
 import hashlib
+import lzma
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -13,15 +37,20 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from transformers import AutoTokenizer
 
 from bitseam import config
-from bitseam.codecs.packing import pack, unpack
 from bitseam.errors import CodecError, DataError, ModelError
 from bitseam.wire import messages_pb2 as pb
 
 _IMAGE = "<image>"
+
+# Symbols that are no ids; those follow from _IDS on.
+_FIRST, _FURTHER, _HERE, _TURN, _HIDDEN, _IDS = range(6)
+
+_WINDOW = 2**16  # bytes that LZMA looks back, and takes for it
 
 
 @dataclass(frozen=True)
@@ -127,33 +156,90 @@ class Prompter:
 
 def text_message(text: TextBatch, vocabulary: int, prompt_codes: pb.Coded | None = None) -> pb.Text:
     """A ragged batch as a message; ids of the prompt stay home where it crosses as codes."""
-    sent = text.ids if prompt_codes is None else text.ids[text.answers]
+    if text.ids.numel() and not 0 <= text.ids.min() <= text.ids.max() < vocabulary:
+        raise CodecError(f"text: ids from {text.ids.min()} to {text.ids.max()} in a vocabulary of {vocabulary}")
+    raw = _symbols(text, hidden=prompt_codes is not None).astype(_symbol_type(vocabulary)).tobytes()
     return pb.Text(
-        lengths=text.lengths.tolist(),
-        image_at=text.image_at.tolist(),
-        questions=text.image.bincount().tolist(),
-        answers=np.packbits(text.answers.numpy(), bitorder="little").tobytes(),
-        ids=pack(sent.numpy(), _id_levels(vocabulary)),
+        sequences=len(text.lengths),
+        tokens=len(text.ids),
+        symbols=lzma.compress(raw, lzma.FORMAT_RAW, filters=_filters(vocabulary)),
         codes=prompt_codes,
     )
 
 
 def read_text(message: pb.Text, vocabulary: int) -> TextBatch:
-    """The inverse of `text_message`. Raises CodecError for ids outside the vocabulary."""
-    lengths = torch.tensor(message.lengths, dtype=torch.int64)
-    count = int(lengths.sum())
-    bits = np.unpackbits(np.frombuffer(message.answers, np.uint8), count=count, bitorder="little")
-    answers = torch.from_numpy(bits.astype(bool))
-    known = answers if message.HasField("codes") else torch.ones(count, dtype=torch.bool)
-    ids = torch.zeros(count, dtype=torch.int64)
-    received = unpack(message.ids, int(known.sum()), _id_levels(vocabulary)).astype(np.int64)
-    if received.size and received.max() >= vocabulary:
-        raise CodecError(f"text.ids: token {received.max()} is outside the vocabulary of {vocabulary}")
-    ids[known] = torch.from_numpy(received)
-    image_at, questions = (torch.tensor(part, dtype=torch.int64) for part in (message.image_at, message.questions))
-    image = torch.repeat_interleave(torch.arange(len(questions)), questions)
-    return TextBatch(ids, lengths, image_at, image, answers)
+    """The inverse of `text_message`. Raises CodecError for what it makes of no batch.
+
+    Time and memory are bounded by the sequences and tokens that the message says, whatever its bytes.
+    """
+    symbols = _decompressed(message, vocabulary)
+    starts, places = np.flatnonzero(symbols <= _FURTHER), np.flatnonzero(symbols == _HERE)
+    tokens = symbols >= _HIDDEN
+    if symbols[:1].tolist() != [_FIRST]:
+        raise CodecError("text: it begins with no first sequence about an image")
+    if (len(starts), np.count_nonzero(tokens)) != (message.sequences, message.tokens):
+        raise CodecError(
+            f"text: {len(starts)} sequences and {np.count_nonzero(tokens)} tokens, where {message.sequences} and "
+            f"{message.tokens} were said"
+        )
+    if not np.array_equal(np.searchsorted(starts, places, "right"), np.arange(1, len(starts) + 1)):
+        raise CodecError("text: not one image in each sequence")
+    if symbols.max() >= _IDS + vocabulary:
+        raise CodecError(f"text: token {symbols.max() - _IDS} is outside the vocabulary of {vocabulary}")
+    seen, turns = (np.cumsum(kind) for kind in (tokens, symbols == _TURN))  # up to each symbol and with it
+    turns -= np.repeat(turns[starts], np.diff(starts, append=len(symbols)))
+    parts = {
+        "ids": np.maximum(symbols[tokens] - _IDS, 0),
+        "lengths": np.diff(seen[starts], append=message.tokens),
+        "image_at": seen[places] - seen[starts],
+        "image": np.cumsum(symbols[starts] == _FIRST) - 1,
+        "answers": turns[tokens] % 2 == 1,
+    }
+    text = TextBatch(**{name: torch.from_numpy(part) for name, part in parts.items()})
+    # Each batch has one stream of symbols: marks that are out of order, doubled or idle are not in it.
+    if not np.array_equal(_symbols(text, hidden=message.HasField("codes")), symbols):
+        raise CodecError("text: symbols that no batch gives")
+    return text
 
 
-def _id_levels(vocabulary: int) -> int:
-    return 1 << max(1, (vocabulary - 1).bit_length())
+def _symbols(text: TextBatch, hidden: bool) -> NDArray[np.int64]:
+    """The symbols (S,) of a batch. hidden: leave out the ids of prompts."""
+    ids, lengths, image_at, image, answers = (getattr(text, name).numpy() for name in vars(text))
+    every, first = np.arange(len(lengths)), np.cumsum(lengths) - lengths
+    of = np.repeat(every, lengths)
+    before = np.roll(answers, 1)
+    before[first[lengths > 0]] = False
+    turns = np.flatnonzero(answers != before)
+    symbols = (
+        np.where(np.diff(image, prepend=-1) != 0, _FIRST, _FURTHER),
+        np.full(len(every), _HERE),
+        np.full(len(turns), _TURN),
+        np.where(answers, ids + _IDS, _HIDDEN) if hidden else ids + _IDS,
+    )
+    sequence = np.concatenate([every, every, of[turns], of])
+    place = np.concatenate([first, first + image_at, turns, np.arange(len(ids))])
+    kind = np.repeat(np.arange(4), [len(part) for part in symbols])
+    return np.concatenate(symbols)[np.lexsort((kind, place, sequence))]
+
+
+def _decompressed(message: pb.Text, vocabulary: int) -> NDArray[np.int64]:
+    kind = _symbol_type(vocabulary)
+    most = 2 * (message.sequences + message.tokens)  # a sequence has its start and HERE, and a token may have a TURN
+    stream = lzma.LZMADecompressor(lzma.FORMAT_RAW, filters=_filters(vocabulary))
+    try:
+        raw = stream.decompress(message.symbols, max_length=most * kind.itemsize + 1)
+    except lzma.LZMAError as error:
+        raise CodecError(f"text: {len(message.symbols)} bytes that are not LZMA's: {error}") from error
+    if not stream.eof or stream.unused_data or len(raw) > most * kind.itemsize or len(raw) % kind.itemsize:
+        raise CodecError(f"text: {len(message.symbols)} bytes are not of at most {most} symbols")
+    return np.frombuffer(raw, kind).astype(np.int64)
+
+
+def _symbol_type(vocabulary: int) -> np.dtype[np.unsignedinteger]:
+    return np.dtype("<u2" if vocabulary + _IDS <= 2**16 else "<u4")
+
+
+def _filters(vocabulary: int) -> list[dict[str, int]]:
+    """LZMA without a header; lp and pb tell it which byte of a symbol it stands at."""
+    place = _symbol_type(vocabulary).itemsize.bit_length() - 1
+    return [{"id": lzma.FILTER_LZMA1, "dict_size": _WINDOW, "lc": 0, "lp": place, "pb": place}]

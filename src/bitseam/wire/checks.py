@@ -48,12 +48,11 @@ def check(message: Any, limits: Limits) -> None:
     elif isinstance(message, pb.Forward | pb.Ask):
         _text(message.text, limits)
         _coded("image", message.image, limits)
-        images = len(message.text.questions)
-        _require(message.image.shape[0] == images, f"image: shape {list(message.image.shape)} for {images} images")
+        images, sequences = message.image.shape[0], message.text.sequences
+        _require(images <= sequences, f"image: {images} images in {sequences} texts")
         if isinstance(message, pb.Ask):
             _require(message.max_new_tokens >= 1, "max_new_tokens: 0")
             _at_most("max_new_tokens", message.max_new_tokens, limits.new_tokens)
-            _require(not any(message.text.answers), "text.answers: a question holds no answers")
         else:
             _statistics(message.tables, limits)
             stray = [name for name in ("image", "text") if getattr(message.tables, name).mean]
@@ -69,20 +68,9 @@ def check(message: Any, limits: Limits) -> None:
 
 
 def _text(text: pb.Text, limits: Limits) -> None:
-    batch = len(text.lengths)
-    _require(batch >= 1, "text.lengths: empty")
-    _at_most("text.lengths", batch, limits.batch)
-    total = sum(text.lengths)
-    _at_most("text: tokens", total, limits.tokens)
-    _require(len(text.image_at) == batch, f"text.image_at: {len(text.image_at)} entries for {batch} texts")
-    for at, length in zip(text.image_at, text.lengths, strict=True):
-        _require(at <= length, f"text.image_at: {at} in a text of {length} tokens")
-    _require(all(text.questions), "text.questions: an image without a text")
-    told = sum(text.questions)
-    _require(told == batch, f"text.questions: {told} for {batch} texts")
-    _require(len(text.answers) == -(-total // 8), f"text.answers: {len(text.answers)} bytes for {total} tokens")
-    padding = -total % 8
-    _require(not padding or not text.answers[-1] >> (8 - padding), "text.answers: padding is not zero")
+    _require(text.sequences >= 1, "text.sequences: 0")
+    _at_most("text.sequences", text.sequences, limits.batch)
+    _at_most("text.tokens", text.tokens, limits.tokens)
     if text.HasField("codes"):
         _coded("text.codes", text.codes, limits)
 

@@ -133,20 +133,16 @@ class Ack(_message.Message):
     def __init__(self, step: _Optional[int] = ...) -> None: ...
 
 class Text(_message.Message):
-    __slots__ = ("lengths", "image_at", "answers", "ids", "codes", "questions")
-    LENGTHS_FIELD_NUMBER: _ClassVar[int]
-    IMAGE_AT_FIELD_NUMBER: _ClassVar[int]
-    ANSWERS_FIELD_NUMBER: _ClassVar[int]
-    IDS_FIELD_NUMBER: _ClassVar[int]
+    __slots__ = ("sequences", "tokens", "symbols", "codes")
+    SEQUENCES_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    SYMBOLS_FIELD_NUMBER: _ClassVar[int]
     CODES_FIELD_NUMBER: _ClassVar[int]
-    QUESTIONS_FIELD_NUMBER: _ClassVar[int]
-    lengths: _containers.RepeatedScalarFieldContainer[int]
-    image_at: _containers.RepeatedScalarFieldContainer[int]
-    answers: bytes
-    ids: bytes
+    sequences: int
+    tokens: int
+    symbols: bytes
     codes: Coded
-    questions: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, lengths: _Optional[_Iterable[int]] = ..., image_at: _Optional[_Iterable[int]] = ..., answers: _Optional[bytes] = ..., ids: _Optional[bytes] = ..., codes: _Optional[_Union[Coded, _Mapping]] = ..., questions: _Optional[_Iterable[int]] = ...) -> None: ...
+    def __init__(self, sequences: _Optional[int] = ..., tokens: _Optional[int] = ..., symbols: _Optional[bytes] = ..., codes: _Optional[_Union[Coded, _Mapping]] = ...) -> None: ...
 
 class Forward(_message.Message):
     __slots__ = ("step", "micro", "last", "text", "image", "tables")
