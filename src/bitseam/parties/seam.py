@@ -9,7 +9,7 @@ from torch import nn
 
 from bitseam import config
 from bitseam.codecs import Codec, canonical, codec_from_config
-from bitseam.quant import RDFSQ, Float, LearnedClipFSQ, LevelProjection, Quantizer, TanhFSQ, TensorRDFSQ
+from bitseam.quant import RDFSQ, Float, LearnedClipFSQ, LevelProjection, Quantizer, StepFSQ, TanhFSQ, TensorRDFSQ
 
 MODALITIES = ("image", "text")
 _FLOATS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -57,6 +57,8 @@ def build_quantizer(up: config.Up, width: int) -> Quantizer:
     """The client's side of a modality: features (..., D) -> levels (..., C)."""
     if up.quantizer in _CLIPPED:
         return _CLIPPED[up.quantizer](width, channels(up, width), up.levels, up.clip)
+    if up.quantizer == "step-fsq":
+        return StepFSQ(width, channels(up, width), up.levels, up.steps)
     if up.quantizer == "rd-fsq-tensor":
         return TensorRDFSQ(width, channels(up, width), up.levels)
     return Float(width, _FLOATS[up.quantizer])
@@ -101,7 +103,8 @@ def terms(recipe: config.Recipe, vocabulary: int, tokenizer: str, weights: str, 
 def _up_codec(up: config.Up) -> Codec:
     if up.quantizer in _FLOATS:
         return codec_from_config({"id": up.quantizer})
-    grid = {"levels": up.levels, "clip": 1.0 if up.quantizer in _UNIT_GRID else up.clip}
+    clip = 1.0 if up.quantizer in _UNIT_GRID else up.clip
+    grid = {"levels": up.levels, "clip": (up.levels - 1) / 2 if up.quantizer == "step-fsq" else clip}
     if up.coding == "entropy":
         return codec_from_config({"id": "entropy-uniform", **grid, "groups": up.groups})
     return codec_from_config({"id": "uniform", **grid})

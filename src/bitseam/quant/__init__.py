@@ -9,6 +9,7 @@ from bitseam.quant.learned_clip import LearnedClipFSQ
 from bitseam.quant.projection import LevelProjection
 from bitseam.quant.rd_fsq import RDFSQ, TensorRDFSQ, semi_orthogonal
 from bitseam.quant.statistics import ChannelStatistics
+from bitseam.quant.step_fsq import StepFSQ
 from bitseam.quant.tanh_fsq import TanhFSQ
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "LevelProjection",
     "Quantized",
     "Quantizer",
+    "StepFSQ",
     "TanhFSQ",
     "TensorRDFSQ",
     "semi_orthogonal",
