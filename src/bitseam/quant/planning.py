@@ -103,7 +103,7 @@ def differential_entropy(z: Tensor) -> Tensor:
     count = len(z)
     if count < 2:
         raise CodecError(f"an entropy needs two values at least, not {count}")
-    apart = max(1, round(math.sqrt(count) / 2))
+    apart = max(1, round(count ** (1 / 3) / 2))
     ordered = z.double().sort(dim=0).values
     spacing = (ordered[apart:] - ordered[:-apart]).log().mean(0)
     known = torch.digamma(torch.tensor([count + 1.0, apart], dtype=torch.float64))
