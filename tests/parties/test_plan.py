@@ -91,7 +91,7 @@ class Trained:
         return Batches(rows, LiveFeatures(vision), Prompter(recipe.text), recipe.train.batch, recipe.seed)
 
 
-@pytest.fixture(scope="module", params=[("fp16", "ids"), ("rd-fsq", "ids"), ("rd-fsq", "codes")], ids="-".join)
+@pytest.fixture(scope="module", params=[("fp16", "ids"), ("rd-fsq", "codes")], ids="-".join)
 def trained(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Trained:
     tmp_path = tmp_path_factory.mktemp("plan")
     rng, lines = np.random.default_rng(0), []

@@ -60,7 +60,7 @@ def plan_channels(z: Tensor, sensitivity: Tensor, theta: float) -> ChannelPlan:
     left = (unit - symbols * step.float()).square().double().mean(0)
     bits = entropy(symbol_counts(symbols, MOST_LEVELS))
     gain = weight * var.double() * (1 - left)
-    kept = (rate > 0) & (gain > 2 * math.log(2) * theta * bits) & (var > VARIANCE_FLOOR)
+    kept = (rate > 0) & (gain > 2 * math.log(2) * theta * bits)
     return ChannelPlan(theta, var.double(), weight, rate, step * kept, torch.where(kept, levels, 1))
 
 
