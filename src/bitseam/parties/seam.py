@@ -9,12 +9,23 @@ from torch import nn
 
 from bitseam import config
 from bitseam.codecs import Codec, canonical, codec_from_config
-from bitseam.quant import RDFSQ, Float, LearnedClipFSQ, LevelProjection, Quantizer, RateFSQ, TanhFSQ, TensorRDFSQ
+from bitseam.quant import (
+    RDFSQ,
+    Float,
+    LearnedClipFSQ,
+    LevelProjection,
+    Quantizer,
+    RateFSQ,
+    StepFSQ,
+    TanhFSQ,
+    TensorRDFSQ,
+)
 
 MODALITIES = ("image", "text")
 _FLOATS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 _CLIPPED = {"rd-fsq": RDFSQ, "tanh-fsq": TanhFSQ, "learned-clip-fsq": LearnedClipFSQ, "rate-fsq": RateFSQ}
 _UNIT_GRID = {"rd-fsq-tensor", "learned-clip-fsq"}  # levels in [-1, 1]; the others' in deviations, out to the clip
+_WHOLE_STEPS = {"step-fsq", "rate-fsq"}  # levels one apart
 
 
 @dataclass(frozen=True)
@@ -57,6 +68,8 @@ def build_quantizer(up: config.Up, width: int) -> Quantizer:
     """The client's side of a modality: features (..., D) -> levels (..., C)."""
     if up.quantizer in _CLIPPED:
         return _CLIPPED[up.quantizer](width, channels(up, width), up.levels, up.clip)
+    if up.quantizer == "step-fsq":
+        return StepFSQ(width, channels(up, width), up.levels, up.steps)
     if up.quantizer == "rd-fsq-tensor":
         return TensorRDFSQ(width, channels(up, width), up.levels)
     return Float(width, _FLOATS[up.quantizer])
@@ -101,8 +114,8 @@ def terms(recipe: config.Recipe, vocabulary: int, tokenizer: str, weights: str, 
 def _up_codec(up: config.Up) -> Codec:
     if up.quantizer in _FLOATS:
         return codec_from_config({"id": up.quantizer})
-    clip = (up.levels - 1) / 2 if up.quantizer == "rate-fsq" else 1.0 if up.quantizer in _UNIT_GRID else up.clip
-    grid = {"levels": up.levels, "clip": clip}
+    clip = 1.0 if up.quantizer in _UNIT_GRID else up.clip
+    grid = {"levels": up.levels, "clip": (up.levels - 1) / 2 if up.quantizer in _WHOLE_STEPS else clip}
     if up.coding == "entropy":
         return codec_from_config({"id": "entropy-uniform", **grid, "groups": up.groups})
     return codec_from_config({"id": "uniform", **grid})

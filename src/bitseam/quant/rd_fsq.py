@@ -75,9 +75,7 @@ class RDFSQ(Quantizer):
         self.normalise.calibrate(self._projected(x))
 
     def _projected(self, x: Tensor) -> Tensor:
-        z = self.project(x)
-        require_finite(z, "projected features at the quantizer")  # weights that diverged must not spoil the statistics
-        return z
+        return _finite(self.project(x))
 
 
 class TensorRDFSQ(Quantizer):
@@ -99,10 +97,17 @@ class TensorRDFSQ(Quantizer):
         self.project = nn.Linear(width, channels)
 
     def _quantize(self, x: Tensor) -> Quantized:
-        z = self.project(x)
-        require_finite(z, "projected features at the quantizer")
+        z = self._projected(x)
         with torch.no_grad():
             # Without tokens there is nothing to take statistics of, and nothing to normalise by them.
             var, mean = torch.var_mean(z, correction=0) if z.numel() else (z.new_ones(()), z.new_zeros(()))
             reach = self.DEVIATIONS * var.clamp_min(VARIANCE_FLOOR).sqrt()
         return snap((z - mean) / reach, self.levels, self.CLIP)
+
+    def _projected(self, x: Tensor) -> Tensor:
+        return _finite(self.project(x))
+
+
+def _finite(z: Tensor) -> Tensor:
+    require_finite(z, "projected features at the quantizer")  # weights that diverged must not spoil the statistics
+    return z

@@ -1,0 +1,188 @@
+"""`bitseam plan` on a tiny trained pair, and training with what it writes."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import Tiny, make_recipe
+from PIL import Image
+from test_session import Pair, pair
+from typer.testing import CliRunner
+
+from bitseam import config
+from bitseam.cli.main import app
+from bitseam.config import load_recipe
+from bitseam.data.batches import Batches
+from bitseam.data.features import LiveFeatures
+from bitseam.data.rows import read_rows
+from bitseam.errors import CodecError, ConfigError, ModelError
+from bitseam.evals.planning import FrozenPair, UpPlanner
+from bitseam.parties.checkpoint import build_client, build_server, load_client, load_server, newest
+from bitseam.parties.text import Prompter
+from bitseam.train import train
+
+RECIPE = """
+name = "tiny"
+device = "cpu"
+out = "{folder}/run"
+[client]
+checkpoint = "{tiny.vision}"
+image_size = 56
+merge = 2
+rate = 1e-3
+[server]
+checkpoint = "{tiny.language}"
+tune = "full"
+rate = 1e-2
+[seam]
+width = 32
+text = "{text}"
+[seam.image_up]
+quantizer = "{quantizer}"
+[text]
+tokenizer = "{tiny.tokenizer}"
+prompt = "what {{image}} {{question}}"
+[data]
+train = "{folder}/rows.jsonl"
+[train]
+steps = 40
+batch = 8
+calibrate = 8
+checkpoint_every = 40
+[network]
+certificates = ""
+"""
+QUESTIONS = ["is this a cat ?", "a dog ?", "what is there ?", "this a dog ?"]
+
+
+@dataclass
+class Trained:
+    folder: Path
+    recipe: Path
+
+    def plan(self, *words: str) -> dict[str, object]:
+        """Run the command; raises what it raises."""
+        folders = [f"--{side}={newest(self.folder / 'run', side)}" for side in ("client", "server")]
+        CliRunner().invoke(
+            app,
+            ["plan", str(self.recipe), *folders, f"--out={self.folder}/plan", "--batches=24", *words],
+            catch_exceptions=False,
+            standalone_mode=False,
+        )
+        return json.loads((self.folder / "plan" / "plan.json").read_text())
+
+    def halves(self) -> FrozenPair:
+        client, server = (newest(self.folder / "run", side) for side in ("client", "server"))
+        return FrozenPair(load_client(client, str)[0], load_server(server, str)[0])
+
+    def train(self, recipe: config.Recipe) -> Pair:
+        with pair(recipe) as split:
+            train(split.client, recipe, split.party.run, self.batches(recipe, split.client.model.vision), recipe.folder)
+        return split
+
+    @staticmethod
+    def batches(recipe: config.Recipe, vision: object) -> Batches:
+        rows = read_rows(recipe.data.train)
+        return Batches(rows, LiveFeatures(vision), Prompter(recipe.text), recipe.train.batch, recipe.seed)
+
+
+@pytest.fixture(scope="module", params=[("fp16", "ids"), ("rd-fsq", "codes")], ids="-".join)
+def trained(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Trained:
+    tmp_path = tmp_path_factory.mktemp("plan")
+    rng, lines = np.random.default_rng(0), []
+    for i in range(128):
+        colour = rng.integers(0, 255, 3)
+        picture = np.clip(colour + rng.normal(0, 40, (40, 40, 3)), 0, 255).astype(np.uint8)
+        Image.fromarray(picture).save(tmp_path / f"{i}.png")
+        answer = ("red cat", "blue dog")[int(colour[0] > colour[2])]
+        lines.append(json.dumps({"image": f"{i}.png", "question": QUESTIONS[i % 4], "answer": answer}))
+    (tmp_path / "rows.jsonl").write_text("\n".join(lines * 4))
+    recipe = tmp_path / "tiny.toml"
+    quantizer, text = request.param
+    recipe.write_text(RECIPE.format(folder=tmp_path, tiny=tiny, quantizer=quantizer, text=text))
+    found = Trained(tmp_path, recipe)
+    found.train(load_recipe(recipe))
+    return found
+
+
+def test_what_the_plan_promises_training_sends(trained: Trained) -> None:
+    report = trained.plan("--bits=1.5", "--gradient-bits=1.0")
+    totals, modalities = report["totals"], ["image", "text"] if "codes" in trained.recipe.read_text() else ["image"]
+    assert list(totals) == modalities
+    assert report["bits"] == pytest.approx(1.5, rel=0.02)
+    recipe = load_recipe(trained.recipe, {"out": f"{trained.folder}/again"}, trained.folder / "plan" / "plan.toml")
+    assert recipe.seam.image_up.quantizer == "step-fsq"
+    split = trained.train(recipe)
+    ledger = split.client.ledger
+    for name in modalities:
+        entry = ledger.entries["up", "Forward", f"{name} (entropy-uniform)"]
+        sent = 8 * entry.bytes / (entry.fp16_bytes / 2)  # two bytes an element at fp16
+        assert sent == pytest.approx(totals[name]["payload_bits"], rel=0.06), name
+        assert ("down", "Backward", f"{name} (entropy-stochastic)") in ledger.entries
+    assert (trained.folder / "plan" / "plan.png").stat().st_size > 10_000
+
+
+def test_a_target_of_loss(trained: Trained) -> None:
+    report = trained.plan("--loss-increase=0.01")
+    assert report["measured_loss_increase"] == pytest.approx(0.01, rel=0.3)  # a channel more or less is a jump
+    assert report["predicted_over_measured"] == pytest.approx(
+        report["predicted_loss_increase"] / report["measured_loss_increase"]
+    )
+    assert 0.05 < report["predicted_over_measured"] < 20  # errors of equal text tokens are equal, which it leaves out
+
+
+def test_rows_and_totals_agree(trained: Trained) -> None:
+    report = trained.plan("--bits=1")
+    up = [row for row in report["rows"] if (row["modality"], row["direction"]) == ("image", "up")]
+    down = [row for row in report["rows"] if (row["modality"], row["direction"]) == ("image", "down")]
+    assert len(up) == 16
+    assert len(down) == 1
+    totals = report["totals"]["image"]
+    for key in ("predicted_bits", "measured_bits", "entropy", "fixed_bits"):
+        assert sum(row[key] for row in up) / 16 == pytest.approx(totals[key])
+    assert totals["entropy"] <= totals["measured_bits"] <= totals["payload_bits"] + 1e-3
+    assert totals["shannon_lower_bound"] < totals["entropy"] < totals["fixed_bits"] + 1e-6
+    assert down[0]["entropy"] <= down[0]["measured_bits"] <= down[0]["fixed_bits"] + 1
+
+
+def test_sensitivity_is_the_mean_square_gradient_of_the_loss(trained: Trained) -> None:
+    halves, recipe = trained.halves(), load_recipe(trained.recipe)
+    sample = halves.sample(*trained.batches(recipe, halves.client.vision)(0))
+    z, at, small = sample.z["image"], (1, 2, 5), 1e-2
+    moved = [z.clone(), z.clone()]
+    moved[0][at] += small
+    moved[1][at] -= small
+    above, below = (halves.loss(sample.text, sample.z | {"image": value}) for value in moved)
+    assert (above - below) / (2 * small) == pytest.approx(float(sample.gradient["image"][at]), rel=2e-2, abs=1e-4)
+    planner = UpPlanner(halves, [sample], [sample], 10)
+    plan = planner.at(1e-6)
+    weight = plan.coded["image"].channels.sensitivity
+    torch.testing.assert_close(weight, sample.gradient["image"].double().square().flatten(0, 1).mean(0))
+    due = 0.0
+    for name, coded in plan.coded.items():
+        error = (sample.z[name] - coded.decoded(coded.levels(sample.z[name]))).double().square().flatten(0, -2)
+        due += 0.5 * float((coded.channels.sensitivity * error.sum(0)).sum()) / sample.answers
+    assert planner.predicted_loss_increase(plan) == pytest.approx(due, rel=1e-5)
+
+
+def test_out_of_reach_and_contradictions_are_named(trained: Trained) -> None:
+    with pytest.raises(CodecError, match=r"target of 1e\+06 is out of reach"):
+        trained.plan("--loss-increase=1000000")
+    with pytest.raises(ConfigError, match="one of --bits and --loss-increase"):
+        trained.plan()
+    with pytest.raises(ConfigError, match="one of --bits and --loss-increase"):
+        trained.plan("--bits=1", "--loss-increase=0.1")
+    other = "ids" if "codes" in trained.recipe.read_text() else "codes"
+    with pytest.raises(ConfigError, match=r"seam.text"):
+        trained.plan("--bits=1", "--set", f"seam.text={other}")
+
+
+def test_the_papers_statistics_cannot_be_planned(tiny: Tiny) -> None:
+    recipe = make_recipe(tiny, seam__image_up__quantizer="rd-fsq-tensor")
+    with pytest.raises(ModelError, match="image: a plan needs a quantizer with statistics of each channel"):
+        FrozenPair(build_client(recipe, str), build_server(recipe, str))
