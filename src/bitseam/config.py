@@ -18,8 +18,7 @@ from pydantic.dataclasses import dataclass
 
 from bitseam.errors import ConfigError
 
-# Strict about keys: a misspelt option must never be silently ignored.
-_strict = ConfigDict(extra="forbid")
+_strict = ConfigDict(extra="forbid")  # a misspelt option must never be silently ignored
 
 Count = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(ge=0, allow_inf_nan=False)]

@@ -23,6 +23,7 @@ from bitseam.data.rows import read_rows
 from bitseam.errors import CodecError, ConfigError, ModelError
 from bitseam.evals.planning import FrozenPair, UpPlanner
 from bitseam.parties.checkpoint import build_client, build_server, load_client, load_server, newest
+from bitseam.parties.seam import build_quantizer, build_seam
 from bitseam.parties.text import Prompter
 from bitseam.train import train
 
@@ -186,3 +187,15 @@ def test_the_papers_statistics_cannot_be_planned(tiny: Tiny) -> None:
     recipe = make_recipe(tiny, seam__image_up__quantizer="rd-fsq-tensor")
     with pytest.raises(ModelError, match="image: a plan needs a quantizer with statistics of each channel"):
         FrozenPair(build_client(recipe, str), build_server(recipe, str))
+
+
+@pytest.mark.parametrize("coding", ["packed", "entropy"])
+@pytest.mark.parametrize("levels", [4, 7])
+def test_the_codec_carries_whole_steps(coding: str, levels: int) -> None:
+    up = config.Up("step-fsq", levels=levels, coding=coding, steps=(0, 0.3, 0.5, 1.0))
+    seam, quantizer = config.Seam(4, image_up=up), build_quantizer(up, 4)
+    x = torch.randn(50, 4, generator=torch.Generator().manual_seed(0))
+    quantizer.calibrate(x)
+    out = quantizer(x).levels.detach()
+    codec = build_seam(seam).image.up
+    assert torch.equal(codec.decode(codec.encode(out), out.shape), out)
