@@ -158,7 +158,7 @@ def plan(
     gradient_bits: Annotated[
         float | None, typer.Option(min=0.01, max=8, help="Bits an element of gradients; as features by default.")
     ] = None,
-    batches: Annotated[int, typer.Option(min=1, help="Micro-batches to calibrate on, and as many to measure.")] = 16,
+    batches: Annotated[int, typer.Option(min=2, help="Micro-batches to calibrate on, and as many to measure.")] = 16,
     set_: Set = None,
 ) -> None:
     """Choose steps and levels of each channel for a target of bits or loss, from a trained pair, both halves here."""

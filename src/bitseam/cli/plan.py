@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.table import Table
 
@@ -20,12 +21,13 @@ from bitseam.data.rows import read_rows
 from bitseam.errors import ConfigError, ModelError
 from bitseam.evals.plan_figure import draw_plan
 from bitseam.evals.plan_report import DownPlan, channels_of, rows_of
-from bitseam.evals.planning import FrozenPair, Sample, UpPlan, UpPlanner
+from bitseam.evals.planning import FrozenPair, Sample, UpPlan, UpPlanner, loss_increase
 from bitseam.parties.checkpoint import Locate, load_client, load_server
 from bitseam.parties.device import choose_device
 from bitseam.parties.text import Prompter
 
 stdout = Console()
+_ESTIMATE = ("nats", "standard_error")
 _LEVELS = {
     "group": "channels",
     "variance": "variance",
@@ -65,8 +67,8 @@ class Target:
 
 def run_plan(
     recipe: config.Recipe, locate: Locate, client: Path, server: Path, target: Target, out: Path, batches: int
-) -> dict[str, Any]:
-    """Write OUT/plan.json, plan.png and plan.toml; returns what plan.json holds."""
+) -> None:
+    """Write OUT/plan.json, plan.png and plan.toml. All is chosen on calibration data; held-out data are measured."""
     client_model, trained, identity = load_client(client, locate)
     server_model, _, other = load_server(server, locate)
     if identity != other:
@@ -76,41 +78,39 @@ def run_plan(
     device = choose_device(recipe.device)
     pair = FrozenPair(client_model.to(device), server_model.to(device))
     calibration, held_out = _samples(recipe, pair, Prompter(recipe.text, locate), batches)
-    planner = UpPlanner(pair, calibration, held_out, recipe.train.steps * recipe.train.accumulate)
+    planner = UpPlanner(pair, calibration, recipe.train.steps * recipe.train.accumulate)
     up = planner.of_bits(target.bits) if target.bits is not None else planner.of_loss(target.loss_increase or 0.0)
+    bits = up.payload_bits(held_out)
     figures = {name: channels_of(coded, calibration, held_out, name) for name, coded in up.coded.items()}
-    down = [
-        DownPlan(name, coded, planner, up, target.gradient_bits or up.bits).row() for name, coded in up.coded.items()
-    ]
+    down = _down(pair, up, calibration, held_out, target.gradient_bits or bits)
     rows = [row for name in up.coded for row in rows_of(figures[name], name, up.theta)] + down
-    predicted, measured = planner.predicted_loss_increase(up), planner.loss_increase(up)
+    predicted, measured = (loss_increase(pair, up, samples) for samples in (calibration, held_out))
     report = {
-        **circumstances(recipe.threads),
+        **circumstances(recipe.threads or torch.get_num_threads()),
         "recipe": recipe.name,
         "weights": str(identity),
         "target": vars(target),
         "water_level": up.theta,
-        "bits": up.bits,
+        "predicted_bits": up.payload_bits(calibration),
+        "measured_bits": bits,
         "loss": sum(s.loss for s in held_out) / sum(s.answers for s in held_out),
-        "predicted_loss_increase": predicted,
-        "measured_loss_increase": measured,
-        "predicted_over_measured": predicted / measured if measured else None,
-        "totals": {name: _totals(figures[name], planner.payload_bits(up, name)) for name in up.coded},
+        "predicted_loss_increase": dict(zip(_ESTIMATE, predicted, strict=True)),
+        "measured_loss_increase": dict(zip(_ESTIMATE, measured, strict=True)),
+        "totals": {name: _totals(figures[name], up.payload_bits(held_out, name)) for name in up.coded},
         "rows": rows,
         "channels": {n: {key: value.tolist() for key, value in f.items()} for n, f in figures.items()},
     }
     out.mkdir(parents=True, exist_ok=True)
     (out / "plan.json").write_text(json.dumps(report, indent=1))
-    (out / "plan.toml").write_text(fragment(up, {row["modality"]: row["step"] for row in down}))
+    (out / "plan.toml").write_text(fragment(up, bits, {row["modality"]: row["step"] for row in down}))
     draw_plan(figures, out / "plan.png")
     _show(report)
     stdout.print(f"Wrote {out}/plan.json, plan.png and plan.toml; train with --plan {out}/plan.toml on both sides.")
-    return report
 
 
-def fragment(up: UpPlan, gradient_steps: Mapping[str, float]) -> str:
-    """The plan as tables of a recipe."""
-    lines = [f"# bitseam plan: {up.bits:.3f} bits an element of features at the water level {up.theta:.4g}"]
+def fragment(up: UpPlan, bits: float, gradient_steps: Mapping[str, float]) -> str:
+    """The plan as tables of a recipe. bits: an element of features, measured."""
+    lines = [f"# bitseam plan: {bits:.3f} bits an element of features at the water level {up.theta:.4g}"]
     for name, coded in up.coded.items():
         steps = coded.channels.step.tolist()
         lines += [
@@ -142,6 +142,23 @@ def _samples(
     return samples[:count], samples[count:]
 
 
+def _down(
+    pair: FrozenPair, up: UpPlan, calibration: Sequence[Sample], held_out: Sequence[Sample], bits: float
+) -> list[dict[str, Any]]:
+    """A row for each modality's gradients, at so many bits an element; held-out ones are of features as they cross."""
+    held = [pair.gradients(sample.text, up.decoded(sample))[1] for sample in held_out]
+    return [
+        DownPlan(
+            name,
+            coded.quantizer.statistics()[1],
+            [sample.gradient[name] for sample in calibration],
+            [gradient[name] for gradient in held],
+            bits,
+        ).row()
+        for name, coded in up.coded.items()
+    ]
+
+
 def _totals(figures: Mapping[str, Any], payload_bits: float) -> dict[str, float]:
     """Means over channels; `payload_bits` alone are counted in whole payloads, ends of lanes and all."""
     names = ("predicted_bits", "measured_bits", "entropy", "fixed_bits", "rate", "gaussian_rate", "shannon_lower_bound")
@@ -159,12 +176,13 @@ def _show(report: Mapping[str, Any]) -> None:
     for name, totals in report["totals"].items():
         shown = ", ".join(f"{key.replace('_', ' ')} {value:.3f}" for key, value in totals.items())
         stdout.print(f"{name}, up, all channels: {shown}")
-    ratio = report["predicted_over_measured"]
-    stdout.print(
-        f"Loss on held-out data {report['loss']:.4f} nats an answer token; increase predicted "
-        f"{report['predicted_loss_increase']:.4f}, measured {report['measured_loss_increase']:.4f}"
-        + (f", ratio {ratio:.2f}" if ratio is not None else "")
+    predicted, measured = (
+        "{nats:.4f} (standard error {standard_error:.4f})".format(**report[f"{which}_loss_increase"])
+        for which in ("predicted", "measured")
     )
+    stdout.print(f"Bits an element, predicted {report['predicted_bits']:.3f}, measured {report['measured_bits']:.3f}")
+    stdout.print(f"Loss on held-out data {report['loss']:.4f} nats an answer token")
+    stdout.print(f"Its increase, predicted {predicted}, measured {measured}")
 
 
 def _cell(value: object) -> str:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from bitseam.codecs import EntropyStochastic
 from bitseam.codecs.blocks import read_scales
-from bitseam.evals.planning import Coded, Sample, UpPlan, UpPlanner, tokens
+from bitseam.evals.planning import Coded, Sample, tokens
 from bitseam.quant.planning import (
     crossing,
     differential_entropy,
@@ -91,14 +91,13 @@ class DownPlan:
     """Gradients by the levels of a modality, coded by `entropy-stochastic` at so many bits an element, or as near to
     that as its steps come."""
 
-    def __init__(self, name: str, coded: Coded, planner: UpPlanner, up: UpPlan, bits: float) -> None:
-        unit = coded.quantizer.statistics()[1]
+    def __init__(self, name: str, unit: Tensor, seen: Sequence[Tensor], held: Sequence[Tensor], bits: float) -> None:
+        """unit: (C,), what a level is worth; seen, held: gradients by z (..., C), of calibration and held-out data."""
         self.name = name
-        self._seen = [sample.gradient[name] * unit for sample in planner.calibration]
-        self._held = [planner.gradients_at(up, sample)[name] * unit for sample in planner.held_out]
-        coarse, fine = (self._bits(step, self._held)[0] for step in reversed(_STEPS))
+        self._seen, self._held = ([gradient * unit for gradient in gradients] for gradients in (seen, held))
+        coarse, fine = (self._bits(step, self._seen)[0] for step in reversed(_STEPS))
         target = min(max(bits, coarse), fine)
-        self.step = float(f"{crossing(lambda step: self._bits(step, self._held)[0], target, *_STEPS, 2e-3):.4g}")
+        self.step = float(f"{crossing(lambda step: self._bits(step, self._seen)[0], target, *_STEPS, 2e-3):.4g}")
 
     def row(self) -> dict[str, Any]:
         """The codec shares one step and one table among the channels of a message: one row."""

@@ -51,11 +51,6 @@ class Quantizer(nn.Module, ABC):
         with torch.autocast(features.device.type, enabled=False):
             return self._quantize(self._checked(features))
 
-    def projected(self, features: Tensor) -> Tensor:
-        """What is quantized, in the features' own scale: (..., D) -> (..., C). Raises as `forward` does."""
-        with torch.autocast(features.device.type, enabled=False):
-            return self._projected(self._checked(features))
-
     @torch.no_grad()
     def calibrate(self, features: Tensor) -> None:
         """Set the statistics, where there are any, from features (..., D) of at least two tokens."""
@@ -76,10 +71,6 @@ class Quantizer(nn.Module, ABC):
 
     @abstractmethod
     def _quantize(self, x: Tensor) -> Quantized: ...
-
-    def _projected(self, x: Tensor) -> Tensor:
-        """The features themselves, unless a quantizer says otherwise."""
-        return x
 
     def _calibrate(self, x: Tensor) -> None:
         """Nothing to set, unless a quantizer says otherwise."""

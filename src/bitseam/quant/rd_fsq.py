@@ -68,6 +68,11 @@ class RDFSQ(Quantizer):
         """Keep the statistics as they are from now on."""
         self.normalise.freeze()
 
+    def projected(self, features: Tensor) -> Tensor:
+        """What is quantized, before it is normalised: (..., D) -> (..., C). Raises as `forward` does."""
+        with torch.autocast(features.device.type, enabled=False):
+            return self._projected(self._checked(features))
+
     def _quantize(self, x: Tensor) -> Quantized:
         return snap(self.normalise(self._projected(x)), self.levels, self.clip)
 
@@ -75,7 +80,9 @@ class RDFSQ(Quantizer):
         self.normalise.calibrate(self._projected(x))
 
     def _projected(self, x: Tensor) -> Tensor:
-        return _finite(self.project(x))
+        z = self.project(x)
+        require_finite(z, "projected features at the quantizer")  # weights that diverged must not spoil the statistics
+        return z
 
 
 class TensorRDFSQ(Quantizer):
@@ -97,17 +104,10 @@ class TensorRDFSQ(Quantizer):
         self.project = nn.Linear(width, channels)
 
     def _quantize(self, x: Tensor) -> Quantized:
-        z = self._projected(x)
+        z = self.project(x)
+        require_finite(z, "projected features at the quantizer")
         with torch.no_grad():
             # Without tokens there is nothing to take statistics of, and nothing to normalise by them.
             var, mean = torch.var_mean(z, correction=0) if z.numel() else (z.new_ones(()), z.new_zeros(()))
             reach = self.DEVIATIONS * var.clamp_min(VARIANCE_FLOOR).sqrt()
         return snap((z - mean) / reach, self.levels, self.CLIP)
-
-    def _projected(self, x: Tensor) -> Tensor:
-        return _finite(self.project(x))
-
-
-def _finite(z: Tensor) -> Tensor:
-    require_finite(z, "projected features at the quantizer")  # weights that diverged must not spoil the statistics
-    return z

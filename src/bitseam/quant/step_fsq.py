@@ -14,9 +14,8 @@ from bitseam.quant.finite import require_finite
 from bitseam.quant.rd_fsq import RDFSQ, snap
 
 LEAST_STEP, MOST_STEP = 1e-3, 1e3
-DROPPED = (
-    1e-6  # what a level of a dropped channel is worth, in deviations: it is always 0, its gradient next to nothing
-)
+# What a level of a dropped channel is worth, in deviations: it is always 0, and its gradient next to nothing.
+DROPPED = 1e-6
 
 
 class StepFSQ(RDFSQ):
