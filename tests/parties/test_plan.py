@@ -205,6 +205,8 @@ def test_out_of_reach_and_contradictions_are_named(trained: Trained) -> None:
         trained.plan()
     with pytest.raises(ConfigError, match="one of --bits and --loss-increase"):
         trained.plan("--bits=1", "--loss-increase=0.1")
+    with pytest.raises(ConfigError, match=r"--batches 29: .*rows.jsonl has 56 micro-batches"):
+        trained.plan("--bits=1", "--batches=29")  # else what is held out would be calibrated on
     other = "ids" if "codes" in trained.recipe.read_text() else "codes"
     with pytest.raises(ConfigError, match=r"seam.text"):
         trained.plan("--bits=1", "--set", f"seam.text={other}")

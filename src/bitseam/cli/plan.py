@@ -137,6 +137,9 @@ def _samples(
     vary less (by 30 % in the demo).
     """
     rows, train = read_rows(recipe.data.train), recipe.train
+    there = len(rows) // train.batch - train.calibrate
+    if 2 * count > there:
+        raise ConfigError(f"--batches {count}: {recipe.data.train} has {there} micro-batches for both halves of them")
     draw = Batches(rows, LiveFeatures(pair.client.vision), prompter, train.batch, recipe.seed)
     samples = [pair.sample(*draw(train.calibrate + number)) for number in range(2 * count)]
     return samples[:count], samples[count:]

@@ -22,11 +22,13 @@ def draw_plan(figures: Mapping[str, Mapping[str, Tensor]], path: Path) -> None:
         plane.plot(share, -0.5 * np.log2(share), color="black", label="Gaussian R(D)")
         plane.scatter(left[kept], bound[kept], s=6, marker="_", color="tab:gray", label="Shannon lower bound")
         plane.scatter(left[kept], bits[kept], s=8, color="tab:blue", label="measured, a dot a channel")
-        plane.set(xscale="log", xlabel="squared error, of the variance", ylabel="bits an element", title=f"{name}, up")
+        plane.set(
+            xscale="log", xlabel="squared error, share of the variance", ylabel="bits an element", title=f"{name}, up"
+        )
         plane.legend()
         order = np.argsort(-rows["rate"].numpy(), kind="stable")
-        channels.plot(rows["fixed_bits"].numpy()[order], color="tab:orange", lw=0.8, label="fixed rate")
-        channels.plot(bits[order], color="tab:blue", lw=0.8, label="measured")
+        channels.plot(rows["fixed_bits"].numpy()[order], ".", color="tab:orange", ms=3, label="fixed rate")
+        channels.plot(bits[order], ".", color="tab:blue", ms=3, label="measured")
         channels.plot(rows["rate"].numpy()[order], color="black", label="reverse water-filling")
         channels.set(
             xlabel="channels, by their rate",
