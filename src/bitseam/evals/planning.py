@@ -84,7 +84,7 @@ class FrozenPair:
         levels = {}
         for name, value in z.items():
             value = value.to(next(self.server.parameters()).device)
-            # By the client's statistics, as the wire has it: the server's stay where they were calibrated.
+            # Those that levels on the wire are made with; the server's may be a step older.
             statistics = getattr(self.client, f"{name}_quantizer").statistics()
             levels[name] = value if statistics is None else (value - statistics[0]) / statistics[1]
         return self.server.loss(text, levels["image"], levels.get("text"))
