@@ -117,8 +117,9 @@ def test_what_the_plan_promises_training_sends(trained: Trained) -> None:
     report = trained.plan("--bits=1.5", "--gradient-bits=1.0")
     totals, modalities = report["totals"], ["image", "text"] if "codes" in trained.recipe.read_text() else ["image"]
     assert list(totals) == modalities
-    assert report["predicted_bits"] == pytest.approx(1.5, rel=0.01)  # equal text tokens jump together
-    assert report["measured_bits"] == pytest.approx(1.5, rel=0.03)
+    near = 0.005 if modalities == ["image"] else 0.05  # equal text tokens jump together from one code to another
+    assert report["predicted_bits"] == pytest.approx(1.5, rel=near)
+    assert report["measured_bits"] == pytest.approx(report["predicted_bits"], rel=0.03)
     recipe = load_recipe(trained.recipe, {"out": f"{trained.folder}/again"}, trained.folder / "plan" / "plan.toml")
     assert recipe.seam.image_up.quantizer == "step-fsq"
     split = trained.train(recipe)
