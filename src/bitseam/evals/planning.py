@@ -4,7 +4,7 @@ An error in channel c weighs w_c = E[g_c^2], with g the gradient of the loss, su
 z of a token: the diagonal of the empirical Fisher information, in the Hessian's place (Amari, 1998; LeCun et al.,
 "Optimal brain damage", 1990).
 
-What all errors cost together it does not tell. 0.5 sum w_c D_c was up to 24 times too low (docs/results): errors of
+What all errors cost together it does not tell. 0.5 sum w_c D_c was 1.3 to 17 times too low (docs/results): errors of
 channels and tokens go together, and at few bits they are not small. So the loss increase that a plan predicts is
 measured too, on the calibration data.
 """
