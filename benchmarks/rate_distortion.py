@@ -1,0 +1,181 @@
+"""What benchmarks/codecs.py needs of theory, and how it shows its rows: entropies, bounds, a table, a picture."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from bitseam.codecs import (
+    BlockwiseInt,
+    Codec,
+    EntropyStochastic,
+    EntropyUniform,
+    NormalFloat,
+    OneBit,
+    Stochastic,
+    Uniform,
+)
+from bitseam.codecs.blocks import read_scales
+from bitseam.codecs.packing import packed_bytes, unpack
+
+TITLES = {"up": "Up: features of test images", "down": "Down: gradients by these features"}
+COLOURS = {  # by how a codec's name begins
+    ("rd-fsq-tensor", "tanh", "learned"): ("tab:cyan", "other quantizers"),
+    ("rd-fsq", "rate", "stochastic", "entropy-stochastic"): ("tab:blue", "what recipes take"),
+    ("one-bit",): ("tab:purple", "one bit"),
+    ("top-k", "randomized"): ("tab:orange", "sparse"),
+    ("splitfc",): ("tab:green", "SplitFC"),
+    ("",): ("tab:gray", "blocks and floats"),
+}
+STYLES = (("-", "black"), (":", "black"), ("--", "tab:gray"))
+LEAST_BITS, MOST_BITS = 0.08, 12.0
+
+
+def bounds(x: Tensor) -> dict[str, list[tuple[float, float]]]:
+    """Lines of (bits, relative mse) for x (..., D), tokens taken as independent of each other.
+
+    Gaussian R(D) is the most that values of these variances can need; the lower bound goes by each channel's entropy as
+    Vasicek estimates it (1976), and holds for coders that take every channel by itself.
+    """
+    rows = x.reshape(-1, x.shape[-1]).double()
+    apart = max(1, round(len(rows) ** 0.5 / 2))
+    ordered = rows.sort(dim=0).values
+    spacing = (ordered[apart:] - ordered[:-apart]).clamp_min(1e-300).log().mean(dim=0)
+    known = torch.digamma(torch.tensor([len(rows) + 1.0, apart], dtype=torch.float64))
+    nats = spacing + known[0] - known[1]
+    powers = {
+        "Gaussian R(D), channel by channel": rows.var(dim=0),
+        "Shannon lower bound, channel by channel": torch.exp(2 * nats) / (2 * np.pi * np.e),
+        "Gaussian R(D), channels together": torch.linalg.eigvalsh(rows.T.cov()).clamp_min(1e-300),
+    }
+    whole = float(rows.square().mean())
+    return {name: water_filling(power, whole) for name, power in powers.items()}
+
+
+def water_filling(powers: Tensor, whole: float) -> list[tuple[float, float]]:
+    """Reverse water-filling over Gaussian channels of these powers (D,) (Cover and Thomas, chapter 10)."""
+    level = float(powers.max()) * torch.logspace(0, -24, 97, 2, dtype=torch.float64)[:, None]
+    bits = (powers / level).log2().clamp_min(0).mean(dim=1) / 2
+    error = torch.minimum(powers, level).mean(dim=1) / whole
+    return [(float(f"{b:.4g}"), float(f"{e:.4g}")) for b, e in zip(bits.tolist(), error.tolist(), strict=True)]
+
+
+def index_counts(codec: Codec, payload: bytes, decoded: Tensor) -> np.ndarray | None:
+    """How often each index came in a message, by table (G, L); None for a codec that has no indices of all elements."""
+    match codec:
+        case Uniform():
+            return EntropyUniform(codec.levels, codec.clip).counts(decoded)
+        case EntropyUniform():
+            return codec.counts(decoded)
+        case EntropyStochastic():
+            steps = read_scales(payload[: 2 * len(decoded)], codec.codec_id).clamp_min(torch.finfo().tiny)
+            multiples = (decoded / steps[:, None, None]).round().int() + 127
+            return np.bincount(multiples.flatten(), minlength=255)[None]
+        case Stochastic() | BlockwiseInt():
+            levels = codec.levels
+        case NormalFloat():
+            levels = 2**codec.bits
+        case OneBit():
+            levels = 2
+        case _:
+            return None
+    tail = payload[-packed_bytes(decoded.numel(), levels) :]  # indices come last
+    return np.bincount(unpack(tail, decoded.numel(), levels), minlength=levels)[None]
+
+
+def entropy(counts: np.ndarray) -> float:
+    """Bits an index, each table (G, L) on its own."""
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    return -float((counts * np.log2(np.where(counts > 0, shares, 1))).sum() / counts.sum())
+
+
+def markdown(figures: dict[str, Any]) -> str:
+    """The rows as a table a direction; times in copies of the tensor."""
+    tables = []
+    for direction in TITLES:
+        rows = [row for row in figures["rows"] if row["direction"] == direction]
+        names = [direction, "bits", "entropy", "relative MSE", "cosine", "loss", "encode", "decode"]
+        cells = [[_cell(row, name) for name in names[1:]] for row in rows]
+        kept = [any(column) for column in zip(*cells, strict=True)]  # gradients have no loss
+        lines = [
+            names,
+            ["---"] + ["---:"] * len(kept),
+            *([row["codec"], *c] for row, c in zip(rows, cells, strict=True)),
+        ]
+        shown = ([line[0], *(cell for cell, keep in zip(line[1:], kept, strict=True) if keep)] for line in lines)
+        tables.append("\n".join(f"| {' | '.join(line)} |" for line in shown))
+    return "\n\n".join(tables)
+
+
+def _cell(row: dict[str, Any], name: str) -> str:
+    match name:
+        case "bits":
+            return f"{row['bits_per_element']:.2f}"
+        case "entropy":
+            return "" if row["entropy_bits"] is None else f"{row['entropy_bits']:.2f}"
+        case "relative MSE":
+            return f"{row['mse']:.2g}"
+        case "cosine":
+            return f"{row['cosine']:.4f}"
+        case "loss":
+            more = row["loss_increase"]
+            return "" if more is None else f"{more:+.3f} ± {row['loss_error']:.3f}"
+        case _:
+            return f"{row[f'{name}_s'] / row['copy_s']:.1f}"
+
+
+def draw(figures: dict[str, Any], path: Path) -> None:
+    """Bits on the wire against relative MSE, both logarithmic, a panel a direction."""
+    figure = Figure(figsize=(16, 9), layout="constrained")
+    for axes, (direction, title) in zip(figure.subplots(1, 2), TITLES.items(), strict=True):
+        for (name, line), (style, colour) in zip(figures["lines"][direction].items(), STYLES, strict=True):
+            axes.plot(*zip(*line, strict=True), style, color=colour, lw=1, label=name)
+        rows = [row for row in figures["rows"] if row["direction"] == direction and row["bits_per_element"] < MOST_BITS]
+        errors = [row["mse"] for row in rows]
+        low, high = min(errors) / 2, max(errors) * 2
+        axes.set(xscale="log", yscale="log", xlim=(LEAST_BITS, MOST_BITS), ylim=(low, high), title=title)
+        axes.set(xlabel="bits on the wire, a value", ylabel="squared error, relative to the mean square")
+        axes.set_xticks([0.1, 0.25, 0.5, 1, 2, 4, 8], minor=False)
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_minor_formatter("")
+        axes.grid(alpha=0.3)
+        for colour, meaning in dict.fromkeys(map(_colour, rows)):
+            at = [(row["bits_per_element"], row["mse"]) for row in rows if _colour(row) == (colour, meaning)]
+            axes.scatter(*zip(*at, strict=True), 14, color=colour, zorder=3, label=meaning)
+        spots = {}  # in shares of the axes, one for rows of the same error and nearly the same bits
+        for row in rows:
+            x, y = row["bits_per_element"] / LEAST_BITS, row["mse"] / low
+            place = math.log(x, MOST_BITS / LEAST_BITS), math.log(y, high / low)
+            spots.setdefault((round(place[0], 2), round(place[1], 3)), []).append((row, place))
+        taken = [(x - 0.006, y, 0.012) for same in spots.values() for _, (x, y) in same]
+        for same in sorted(spots.values(), key=lambda same: -same[0][0]["mse"]):
+            row, place = same[0]
+            name = " / ".join(row["codec"] for row, _ in same)
+            label = _free(*place, 0.0072 * len(name), taken)
+            arrow = {"arrowstyle": "-", "lw": 0.4, "color": _colour(row)[0], "shrinkA": 0, "shrinkB": 0}
+            style = {"fontsize": 6.5, "color": arrow["color"], "va": "center", "arrowprops": arrow}
+            axes.annotate(name, place, label, xycoords="axes fraction", textcoords="axes fraction", **style)
+        axes.legend(fontsize=8, loc="upper right")
+    figure.savefig(path, dpi=120)
+
+
+def _colour(row: dict[str, Any]) -> tuple[str, str]:
+    return next(COLOURS[starts] for starts in COLOURS if row["codec"].startswith(starts))
+
+
+def _free(x: float, y: float, width: float, taken: list[tuple[float, float, float]]) -> tuple[float, float]:
+    """The place nearest to a point (x, y) where a label meets none of those taken (left, y, width), and takes it."""
+    for step in range(200):
+        for left in (x + 0.012, x - 0.012 - width):
+            for high in (y + 0.004 * step, y - 0.004 * step):
+                free = all(abs(high - b) > 0.0165 or left > a + w or a > left + width for a, b, w in taken)
+                if free and 0 < left < 1 - width and 0.01 < high < 0.99:
+                    taken.append((left, high, width))
+                    return left, high
+    return x, y
