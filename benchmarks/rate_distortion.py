@@ -120,7 +120,7 @@ def _cell(row: dict[str, Any], name: str) -> str:
         case "entropy":
             return "" if row["entropy_bits"] is None else f"{row['entropy_bits']:.2f}"
         case "relative MSE":
-            return f"{row['mse']:.2g}"
+            return f"{row['mse']:#.2g}".rstrip(".")
         case "cosine":
             return f"{row['cosine']:.4f}"
         case "loss":
@@ -161,7 +161,7 @@ def draw(figures: dict[str, Any], path: Path) -> None:
             arrow = {"arrowstyle": "-", "lw": 0.4, "color": _colour(row)[0], "shrinkA": 0, "shrinkB": 0}
             style = {"fontsize": 6.5, "color": arrow["color"], "va": "center", "arrowprops": arrow}
             axes.annotate(name, place, label, xycoords="axes fraction", textcoords="axes fraction", **style)
-        axes.legend(fontsize=8, loc="upper right")
+        axes.legend(fontsize=8, loc="lower left")
     figure.savefig(path, dpi=120)
 
 
@@ -175,7 +175,7 @@ def _free(x: float, y: float, width: float, taken: list[tuple[float, float, floa
         for left in (x + 0.012, x - 0.012 - width):
             for high in (y + 0.004 * step, y - 0.004 * step):
                 free = all(abs(high - b) > 0.0165 or left > a + w or a > left + width for a, b, w in taken)
-                if free and 0 < left < 1 - width and 0.01 < high < 0.99:
+                if free and 0 < left < 1 - width and 0.01 < high < 0.99 and (left > 0.4 or high > 0.24):
                     taken.append((left, high, width))
                     return left, high
     return x, y
