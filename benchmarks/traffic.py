@@ -1,6 +1,6 @@
 """Whole-step traffic against accuracy: the demo's training at fewer and fewer bits.
 
-    python benchmarks/traffic.py --demo runs/demo --json docs/results/traffic.json [--points 20x]
+    python benchmarks/traffic.py --demo runs/demo --json docs/results/traffic.json [--points "48 channels"]
 
 After `make demo`: trains and evaluates the demo's recipe with each point's settings, across two processes over TLS, and
 writes a row a point and task beside those of the demo's own two runs, whose fp16 bytes are the ones compared with. Rows
@@ -20,14 +20,10 @@ from bitseam.cli.machine import circumstances, free_port
 from bitseam.evals.answers import wilson
 
 RECIPE = Path("recipes/demo.toml")
-_TERNARY = (
-    "seam.image_up.levels=3",
-    "seam.image_up.coding=entropy",
-    "seam.image_down.codec=entropy-stochastic",
-)
 POINTS = {
-    "20x": (*_TERNARY, "seam.image_up.clip=2.7", "seam.image_down.step=10"),
-    "50x": (*_TERNARY, "seam.image_up.clip=4.5", "seam.image_down.step=60"),
+    "288 channels": ("seam.image_up.channels=288",),
+    "48 channels": ("seam.image_up.channels=48",),
+    "24 channels": ("seam.image_up.channels=24", "seam.image_down.step=2"),
 }
 
 
@@ -70,7 +66,7 @@ def main() -> None:
 
 def train(demo: Path, name: str) -> dict:
     """Serve and train one point; the client's summary."""
-    out = demo / name
+    out = demo / name.replace(" ", "-")
     settings = [
         f"data.train={demo}/questions/train.jsonl",
         f"data.test={demo}/questions/test.jsonl",

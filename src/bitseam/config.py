@@ -75,6 +75,7 @@ class Up:
 
     quantizer: QuantizerName = "rd-fsq"
     channels: Count | None = None  # the seam's width by default
+    projection: Literal["learned", "fixed"] = "learned"  # maps around the levels; fixed: as they start, near identity
     levels: Levels = 4
     clip: Annotated[float, Field(gt=0, le=100)] = 1.5  # outermost level, in deviations; a learned clip starts there
     coding: Literal["packed", "entropy"] = "packed"  # codes at a fixed rate, or at their entropy (256 levels at most)

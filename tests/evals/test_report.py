@@ -167,10 +167,15 @@ def test_answers_are_marked_in_words_as_they_are_scored(report: dict[str, Any], 
     assert "coded Cat. ✓ right fp16 cats ✗ wrong truth cat" in Page(write_html(report, folder)).text
 
 
-def test_a_good_result_is_told(report: dict[str, Any]) -> None:
+@pytest.mark.parametrize("coded", [461, 600])
+def test_a_good_result_is_told(report: dict[str, Any], coded: int) -> None:
+    report["tasks"]["position"] |= {
+        "coded": {"correct": coded, "total": 1000},
+        "fp16": {"correct": 461, "total": 1000},
+    }
     assert headline(report) == (
-        "The coded run sent 8.5 times fewer bytes, up and down together, and answered as well as fp16, "
-        "within its 95 % interval, on 3 of 3 tasks."
+        "The coded run sent 8.5 times fewer bytes, up and down together, and answered as well as fp16 "
+        "or better, by its 95 % interval, on 3 of 3 tasks."
     )
 
 
@@ -178,7 +183,6 @@ def test_a_good_result_is_told(report: dict[str, Any]) -> None:
     ("task", "coded", "fp16", "words"),
     [
         ("position", 310, 461, "on position it was below fp16's interval (31.0 % against 46.1 %)"),
-        ("position", 600, 461, "on position it was above fp16's interval (60.0 % against 46.1 %)"),
         (
             "existence",
             515,

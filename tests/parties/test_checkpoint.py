@@ -78,6 +78,30 @@ def test_what_is_written_is_read_and_merges(tiny: Tiny, tmp_path: Path, kind: di
     assert isinstance(whole.answer(image, "is this a cat ?", 4), str)
 
 
+def test_one_model_serves_several_rates(tiny: Tiny, tmp_path: Path) -> None:
+    folders = saved(tiny, tmp_path, {})
+    features = torch.randn(3, 4, 32, generator=torch.Generator().manual_seed(5))
+    error = []
+    for levels in (2, 4, 32):
+        seam = make_recipe(tiny, seam__image_up__levels=levels, seam__image_up__clip=levels / 8 + 1).seam
+        client, server = (
+            load(folder, str, seam)[0] for load, folder in zip((load_client, load_server), folders, strict=True)
+        )
+        crossed = client.eval().image_quantizer(features).levels
+        assert 2 <= len(crossed.unique()) <= levels
+        exact = client.image_quantizer.normalise(client.image_quantizer.project(features))
+        error.append(
+            float((server.image_projection(crossed) - server.image_projection(exact)).detach().square().mean())
+        )
+    assert error[0] > 2 * error[1] > 8 * error[2]
+
+
+def test_weights_that_do_not_fit_a_seam_are_named(tiny: Tiny, tmp_path: Path) -> None:
+    folder, _ = saved(tiny, tmp_path, {})
+    with pytest.raises(ModelError, match=rf"{folder}(.|\n)*size mismatch"):
+        load_client(folder, str, make_recipe(tiny, seam__image_up__channels=20).seam)
+
+
 def test_halves_of_different_runs_do_not_merge(tiny: Tiny, tmp_path: Path) -> None:
     client, server = saved(tiny, tmp_path, {})
     model, recipe, _ = load_server(server, str)

@@ -144,6 +144,7 @@ def test_accumulated_micro_batches_are_one_large_batch(tiny: Tiny, tmp_path: Pat
         {"seam__image_up__quantizer": "rd-fsq-tensor", "seam__image_up__coding": "entropy"},
         {"seam__text": "codes", "seam__text_up__levels": 8, "seam__text_up__coding": "entropy"},
         {"train__autocast": "bf16"},
+        {"seam__image_up__projection": "fixed"},
         {"server__tune": "lora"},
         {"server__tune": "frozen"},
         {"client__tune_vision": True},
@@ -161,22 +162,37 @@ def test_every_kind_of_seam_learns(tiny: Tiny, tmp_path: Path, seam: dict[str, A
 
 
 @pytest.mark.parametrize("text", ["ids", "codes"])
-def test_the_server_keeps_the_statistics_of_the_calibration(tiny: Tiny, tmp_path: Path, text: str) -> None:
-    recipe = make_recipe(tiny, seam__text=text, out=str(tmp_path))
+def test_both_sides_know_the_statistics_that_the_codes_were_made_with(tiny: Tiny, tmp_path: Path, text: str) -> None:
+    rates = {"client__rate": 1e-2, "train__steps": 12, "train__checkpoint_every": 100}
+    recipe = make_recipe(tiny, **rates, seam__text=text, out=str(tmp_path))
     with pair(recipe) as split:
         features, tokens = batches(recipe, split.client)(0)
         split.client.calibrate(features, tokens)
+        first = split.client.model.image_quantizer.statistics()
+        train(split.client, recipe, split.party.run, batches(recipe, split.client), tmp_path)
         client, server = split.client.model, split.party.model
         sides = [(client.image_quantizer, server.image_projection), (client.text_quantizer, server.text_projection)]
-        sides = sides[: 1 if text == "ids" else 2]
-        first = [quantizer.statistics() for quantizer, _ in sides]
-        for step in range(1, 13):
-            features, tokens = batches(recipe, split.client)(step)
-            split.client.step(step, 0, True, features + 0.1 * step, tokens, 0.25)
-        for (_, projection), (mean, std) in zip(sides, first, strict=True):
+        for quantizer, projection in sides[: 1 if text == "ids" else 2]:
+            assert quantizer is not None
+            assert projection is not None
+            mean, std = quantizer.statistics()
             assert torch.equal(mean, projection.mean)
             assert torch.equal(std, projection.std)
-        assert not torch.equal(first[0][0], client.image_quantizer.statistics()[0])  # it moved, or this shows nothing
+        assert not torch.equal(first[0], client.image_quantizer.statistics()[0])  # they moved, or this shows nothing
+
+
+@pytest.mark.parametrize("channels", [20, None])
+def test_a_fixed_projection_stays_as_it_starts(tiny: Tiny, tmp_path: Path, channels: int | None) -> None:
+    changes = {"seam__image_up__projection": "fixed", "seam__image_up__channels": channels, "train__steps": 3}
+    recipe = make_recipe(tiny, **changes, out=str(tmp_path))
+    with pair(recipe) as split:
+        sides = [split.client.model.image_quantizer.project, split.party.model.image_projection]
+        start = [side.weight.detach().clone() for side in sides]
+        before = weights(split.client.model)
+        train(split.client, recipe, split.party.run, batches(recipe, split.client), tmp_path)
+        assert all(torch.equal(side.weight, weight) for side, weight in zip(sides, start, strict=True))
+        assert any(not torch.equal(before[name], weight) for name, weight in weights(split.client.model).items())
+    torch.testing.assert_close(start[0] @ start[1], torch.eye(len(start[0])))  # the server undoes the client's
 
 
 def test_ledger_counts_every_byte(tiny: Tiny, tmp_path: Path) -> None:

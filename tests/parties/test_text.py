@@ -100,9 +100,9 @@ def test_symbols_of_a_batch_are_as_documented(prompter: Prompter) -> None:
 
 
 def test_a_stream_as_first_written_down_is_read_for_ever() -> None:
-    written = bytes.fromhex("000060167fa27b07e96b32e87a2f674e9efafb653fe4fffffdf68000")
-    text = read_text(pb.Text(sequences=2, tokens=5, symbols=written), 9)
-    assert text.ids.tolist() == [1, 7, 8, 1, 8]
+    written = bytes.fromhex("000060167fa27b5fbdc1d338010bf9a56b6cbe2653fcebffffba300000")
+    text = read_text(pb.Text(sequences=2, tokens=5, symbols=written), 32000)
+    assert text.ids.tolist() == [1, 31990, 250, 1, 250]
     assert text.lengths.tolist() == [3, 2]
     assert text.image_at.tolist() == [1, 2]
     assert text.image.tolist() == [0, 0]

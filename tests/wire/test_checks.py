@@ -39,12 +39,7 @@ MALFORMED: list[tuple[str, type[Any], Callable[[Any], Any]]] = [
     ("session: 17 bytes", pb.Welcome, lambda m: setattr(m, "session", bytes(17))),
     ("fault: 0 is unknown", pb.Refuse, lambda m: m.ClearField("fault")),
     ("fault: 5 is unknown", pb.Refuse, lambda m: setattr(m, "fault", 5)),
-    ("image: statistics of 4 and 0 bytes", pb.Forward, lambda m: setattr(m.tables.image, "mean", bytes(4))),
-    (
-        "tables.text: statistics outside of the calibration",
-        pb.Forward,
-        lambda m: m.tables.text.MergeFrom(pb.Statistics(mean=bytes(4), std=bytes(4))),
-    ),
+    ("image: statistics of 4 and 0 bytes", pb.Forward, lambda m: setattr(m.statistics.image, "mean", bytes(4))),
     ("image: statistics of 4 and 8 bytes", pb.Calibrate, lambda m: setattr(m.image, "std", bytes(8))),
     ("text: statistics of 3 and 3", pb.Calibrate, lambda m: m.text.MergeFrom(pb.Statistics(mean=b"abc", std=b"abc"))),
     ("text.sequences: 0", pb.Forward, lambda m: m.ClearField("text")),

@@ -55,7 +55,7 @@ def open_party(recipe: config.Recipe, locate: Locate, checkpoint: Path | None, t
     if checkpoint is None:
         model = build_client(recipe, locate)
     else:
-        model, _, identity = load_client(checkpoint, locate)
+        model, _, identity = load_client(checkpoint, locate, recipe.seam)
     model.to(choose_device(recipe.device))
     prompter = Prompter(recipe.text, locate)
     tls = Tls.from_folder(recipe.network.certificates, "client") if recipe.network.certificates else None

@@ -5,7 +5,7 @@ Of two runs of one recipe, `coded` and `fp16`, the report states
     ratio               (fp16 up + down) / (coded up + down), lengths of serialized frames
     inside              the coded accuracy lies inside the 95 % Wilson interval of fp16's
     above chance        the lower end of an accuracy's own interval is above chance
-    held                inside and above chance: only of such tasks does the headline say "as well"
+    held                inside or above, and above chance: only of such tasks does the headline say "as well"
 
 MB is 10^6 bytes. The loss is in nats an answer token.
 """
@@ -84,7 +84,7 @@ class Task:
 
     @property
     def held(self) -> bool:
-        return self.place == "inside" and self.coded.above_chance
+        return self.place != "below" and self.coded.above_chance
 
     @property
     def verdict(self) -> str:
@@ -110,7 +110,7 @@ def headline(report: Report) -> str:
     frames = {v: _frames(report, v) for v in VARIANTS}
     sentence = (
         f"The coded run sent {_compared(frames['coded'], frames['fp16'], 'fewer', 'more', 'as many', 1)} bytes, "
-        f"up and down together, and answered as well as fp16, within its 95 % interval, "
+        f"up and down together, and answered as well as fp16 or better, by its 95 % interval, "
         f"on {sum(task.held for task in tasks)} of {len(tasks)} tasks"
     )
     others = [

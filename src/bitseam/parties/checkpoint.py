@@ -82,9 +82,15 @@ def save_server(model: ServerModel, recipe: config.Recipe, identity: Identity, o
     return out / "server" / _name(identity.step)
 
 
-def load_client(folder: Path, locate: Locate) -> tuple[ClientModel, config.Recipe, Identity]:
-    """Read what `save_client` wrote. Raises ModelError that names the folder or file."""
+def load_client(
+    folder: Path, locate: Locate, seam: config.Seam | None = None
+) -> tuple[ClientModel, config.Recipe, Identity]:
+    """Read what `save_client` wrote. Raises ModelError that names the folder or file.
+
+    seam: instead of the one trained with, where the same weights fit: other levels, say.
+    """
     recipe, identity = read_config(folder)
+    recipe = replace(recipe, seam=seam or recipe.seam)
     model = build_client(recipe, locate)
     if recipe.client.tune_vision:
         _load_state(model.vision.tower, folder / "vision.safetensors", set(model.vision.tower.state_dict()))
@@ -92,9 +98,15 @@ def load_client(folder: Path, locate: Locate) -> tuple[ClientModel, config.Recip
     return model, recipe, identity
 
 
-def load_server(folder: Path, locate: Locate) -> tuple[ServerModel, config.Recipe, Identity]:
-    """Read what `save_server` wrote. Raises ModelError that names the folder or file."""
+def load_server(
+    folder: Path, locate: Locate, seam: config.Seam | None = None
+) -> tuple[ServerModel, config.Recipe, Identity]:
+    """Read what `save_server` wrote. Raises ModelError that names the folder or file.
+
+    seam: instead of the one trained with, where the same weights fit: other levels, say.
+    """
     recipe, identity = read_config(folder)
+    recipe = replace(recipe, seam=seam or recipe.seam)
     if recipe.server.tune == "full":
         half = load_server_half(replace(recipe.server, checkpoint=str(folder / "language")))
     else:

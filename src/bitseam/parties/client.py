@@ -49,6 +49,7 @@ class ClientSession:
         self._fits = {name: Fit() for name in MODALITIES if entropy_codec(seam, name) is not None}
         self._vocabulary = vocabulary
         self._autocast = autocast == "bf16"
+        self._told: dict[str, pb.Statistics] = {}  # the statistics that the server has
         self.watch = Stopwatch()
 
     def __enter__(self) -> ClientSession:
@@ -75,13 +76,7 @@ class ClientSession:
             model.eval()  # what is coded here is not counted again
             codes = {"image": model.image(features), "text": model.text(text)}
         self._fits = {name: Fit(lost=math.inf) for name in self._fits}
-        message = self._renewed_tables(codes)
-        for name, quantizer in (("image", model.image_quantizer), ("text", model.text_quantizer)):
-            statistics = quantizer.statistics() if quantizer is not None else None
-            if statistics is not None:
-                mean, std = (np.ascontiguousarray(t.cpu().numpy(), "<f4").tobytes() for t in statistics)
-                getattr(message, name).MergeFrom(pb.Statistics(mean=mean, std=std))
-        self._peer.exchange(message, pb.Ack)
+        self._peer.exchange(self._news(codes), pb.Ack)
 
     def step(self, step: int, micro: int, last: bool, features: Tensor, text: TextBatch, weight: float) -> StepLoss:
         """One micro-batch: gradients are added to the vision half's parameters, as sums over answer tokens.
@@ -92,12 +87,12 @@ class ClientSession:
         with self.watch("client forward"), self._precision():
             image, prompt = self.model.image(features), self.model.text(text)
         with self.watch("encode"):
-            tables = self._renewed_tables({"image": image, "text": prompt})
+            news = self._news({"image": image, "text": prompt})
             forward = pb.Forward(
                 step=step, micro=micro, last=last, text=self._text(text, prompt), image=self._image(image)
             )
-            if tables.ListFields():
-                forward.tables.CopyFrom(tables)
+            if news.ListFields():
+                forward.statistics.CopyFrom(news)
         with self.watch("wait"):
             backward = self._peer.exchange(forward, pb.Backward)
         outputs, gradients = [], []
@@ -143,14 +138,18 @@ class ClientSession:
         finally:
             self.model.train(was_training)
 
-    def _renewed_tables(self, codes: Mapping[str, Quantized | None]) -> pb.Calibrate:
-        """New tables for these codes, where they pay."""
+    def _news(self, codes: Mapping[str, Quantized | None]) -> pb.Calibrate:
+        """What the server must know to read these codes and does not: statistics in use, tables that pay."""
         news = pb.Calibrate()
         for name, quantized in codes.items():
-            codec = entropy_codec(self._seam, name)
-            if quantized is None or codec is None:
+            if quantized is None:
                 continue
-            renewed = self._fits[name].renewed(codec, codec.counts(quantized.levels))
+            statistics = _message(getattr(self.model, f"{name}_quantizer").statistics())
+            if statistics is not None and statistics != self._told.get(name):
+                getattr(news, name).CopyFrom(statistics)
+                self._told[name] = statistics
+            codec = entropy_codec(self._seam, name)
+            renewed = self._fits[name].renewed(codec, codec.counts(quantized.levels)) if codec is not None else None
             if renewed is not None:
                 tables = renewed.table_bytes()
                 getattr(news, name).tables = tables
@@ -169,3 +168,10 @@ class ClientSession:
 
     def _precision(self) -> AbstractContextManager[object]:
         return torch.autocast(next(self.model.parameters()).device.type, torch.bfloat16, enabled=self._autocast)
+
+
+def _message(statistics: tuple[Tensor, Tensor] | None) -> pb.Statistics | None:
+    if statistics is None:
+        return None
+    mean, std = (np.ascontiguousarray(t.cpu().numpy(), "<f4").tobytes() for t in statistics)
+    return pb.Statistics(mean=mean, std=std)

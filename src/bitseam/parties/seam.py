@@ -56,7 +56,9 @@ def channels(up: config.Up, width: int) -> int:
 def build_quantizer(up: config.Up, width: int) -> Quantizer:
     """The client's side of a modality: features (..., D) -> levels (..., C)."""
     if up.quantizer in _CLIPPED:
-        return _CLIPPED[up.quantizer](width, channels(up, width), up.levels, up.clip)
+        quantizer = _CLIPPED[up.quantizer](width, channels(up, width), up.levels, up.clip)
+        quantizer.project.requires_grad_(up.projection == "learned")
+        return quantizer
     if up.quantizer == "rd-fsq-tensor":
         return TensorRDFSQ(width, channels(up, width), up.levels)
     return Float(width, _FLOATS[up.quantizer])
@@ -68,7 +70,7 @@ def build_projection(up: config.Up, width: int) -> nn.Linear | None:
         return None
     if up.quantizer == "rd-fsq-tensor":
         return nn.Linear(channels(up, width), width)  # as published: knows no statistics
-    return LevelProjection(channels(up, width), width)
+    return LevelProjection(channels(up, width), width).requires_grad_(up.projection == "learned")
 
 
 def terms(recipe: config.Recipe, vocabulary: int, tokenizer: str, weights: str, training: bool) -> dict[str, str]:

@@ -174,7 +174,7 @@ class ServerSession:
         if message.step != party.step + 1:
             raise WireError(f"step {message.step} where {party.step + 1} is due")
         with watch("decode"):
-            self._calibrate(message.tables)
+            self._calibrate(message.statistics)
             text, image, prompt = self._read(message)
         if message.micro == 0:
             self._loss, self._answer_tokens = 0.0, 0

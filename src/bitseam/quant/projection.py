@@ -10,11 +10,11 @@ from bitseam.quant.rd_fsq import semi_orthogonal
 
 
 class LevelProjection(nn.Linear):
-    """Levels (..., C) -> features (..., D): W (std * levels + mean) + b, with statistics of each channel.
+    """Levels (..., C) -> features (..., D): W (std * levels + mean) + b, with the client's statistics of each channel.
 
-    Starts as the inverse of a fresh, calibrated RDFSQ, W = P^T semi-orthogonal. The statistics stay what they were
-    then, while the client's follow its features: the language model is given one scale throughout. Following them here
-    too ended at a higher loss (docs/results).
+    Starts as the inverse of a fresh RDFSQ, W = P^T semi-orthogonal. Undoing the normalisation lets the scale of a
+    channel mean something, as it does where features cross as floats: a connector that makes a feature larger makes it
+    larger for the language model too.
     """
 
     mean: Tensor
@@ -30,7 +30,7 @@ class LevelProjection(nn.Linear):
 
     @torch.no_grad()
     def calibrate(self, mean: Tensor, std: Tensor) -> None:
-        """Take the statistics (C,) that the client normalises by at the start.
+        """Take the statistics (C,) that the client normalises by from now on.
 
         Raises CodecError for another shape or a deviation that is not positive, NonFiniteError for NaN or infinity.
         """

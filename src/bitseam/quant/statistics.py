@@ -12,10 +12,10 @@ VARIANCE_FLOOR = 1e-8
 class ChannelStatistics(nn.Module):
     """Normalise z (..., C) to zero mean and unit deviation per channel, by statistics of *earlier* batches.
 
-    `mean` and `std` (C,) are those in use. In training they follow the running ones only once these have drifted off by
-    `DRIFT` deviations (root mean square over channels), so that a level means the same for many steps. A batch is
-    normalised first and counted after, so that no code depends on a batch neighbour; in eval and after `freeze` nothing
-    moves. Autograd sees constants. All is in buffers: a checkpoint remembers it.
+    `mean` and `std` (C,) are those in use, which the other side must know. In training they follow the running ones
+    only once these have drifted off by `DRIFT` deviations (root mean square over channels), so that they are sent
+    seldom. A batch is normalised first and counted after, so that no code depends on a batch neighbour; in eval and
+    after `freeze` nothing moves. Autograd sees constants. All is in buffers: a checkpoint remembers it.
     """
 
     DRIFT = 0.05

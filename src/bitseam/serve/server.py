@@ -62,7 +62,7 @@ def build_party(recipe: config.Recipe, locate: Locate, checkpoint: Path | None =
     if checkpoint is None:
         model = compute.submit(build_server, recipe, locate).result()
     else:
-        model, _, identity = compute.submit(load_server, checkpoint, locate).result()
+        model, _, identity = compute.submit(load_server, checkpoint, locate, recipe.seam).result()
     model.to(choose_device(recipe.device))
     prompter = Prompter(recipe.text, locate)
     party = ServerParty(

@@ -54,9 +54,7 @@ def check(message: Any, limits: Limits) -> None:
             _require(message.max_new_tokens >= 1, "max_new_tokens: 0")
             _at_most("max_new_tokens", message.max_new_tokens, limits.new_tokens)
         else:
-            _statistics(message.tables, limits)
-            stray = [name for name in ("image", "text") if getattr(message.tables, name).mean]
-            _require(not stray, f"tables.{''.join(stray[:1])}: statistics outside of the calibration")
+            _statistics(message.statistics, limits)
     elif isinstance(message, pb.Backward):
         _require(math.isfinite(message.loss), f"loss: {message.loss}")
         _coded("image", message.image, limits)

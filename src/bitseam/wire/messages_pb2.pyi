@@ -145,20 +145,20 @@ class Text(_message.Message):
     def __init__(self, sequences: _Optional[int] = ..., tokens: _Optional[int] = ..., symbols: _Optional[bytes] = ..., codes: _Optional[_Union[Coded, _Mapping]] = ...) -> None: ...
 
 class Forward(_message.Message):
-    __slots__ = ("step", "micro", "last", "text", "image", "tables")
+    __slots__ = ("step", "micro", "last", "text", "image", "statistics")
     STEP_FIELD_NUMBER: _ClassVar[int]
     MICRO_FIELD_NUMBER: _ClassVar[int]
     LAST_FIELD_NUMBER: _ClassVar[int]
     TEXT_FIELD_NUMBER: _ClassVar[int]
     IMAGE_FIELD_NUMBER: _ClassVar[int]
-    TABLES_FIELD_NUMBER: _ClassVar[int]
+    STATISTICS_FIELD_NUMBER: _ClassVar[int]
     step: int
     micro: int
     last: bool
     text: Text
     image: Coded
-    tables: Calibrate
-    def __init__(self, step: _Optional[int] = ..., micro: _Optional[int] = ..., last: _Optional[bool] = ..., text: _Optional[_Union[Text, _Mapping]] = ..., image: _Optional[_Union[Coded, _Mapping]] = ..., tables: _Optional[_Union[Calibrate, _Mapping]] = ...) -> None: ...
+    statistics: Calibrate
+    def __init__(self, step: _Optional[int] = ..., micro: _Optional[int] = ..., last: _Optional[bool] = ..., text: _Optional[_Union[Text, _Mapping]] = ..., image: _Optional[_Union[Coded, _Mapping]] = ..., statistics: _Optional[_Union[Calibrate, _Mapping]] = ...) -> None: ...
 
 class Backward(_message.Message):
     __slots__ = ("step", "micro", "loss", "answer_tokens", "image", "text")
