@@ -1,6 +1,6 @@
 """Every codec and quantizer on the same real features and gradients: bits on the wire, error, loss, speed.
 
-    python benchmarks/codecs.py [--client DIR --server DIR] [--questions FILE] [--json FILE]
+    python benchmarks/codecs.py [--run DIR] [--questions FILE] [--json FILE] [--untimed]
 
 After `make demo`, on the halves trained with fp16 both ways, whose features are quantized nowhere. Up: the connector's
 outputs for test images, in messages of ten images; what is calibrated is calibrated on other images. Quantizers keep
@@ -12,9 +12,10 @@ bits_per_element  8 * len(payload) / elements, with learned tables once; channel
 entropy_bits      of the indices, within each table where there are several; null for codecs without an index a value
 mse, cosine       of all values as one vector, up in deviations of a channel; mse is relative to the mean square
 loss_increase     cross-entropy of an answer token over that with exact features, nats, language model frozen;
-                  loss_error is the standard error of it, over the questions
+                  loss_increase_error is the standard error of it, over the images
+over_default      cross-entropy over that with the default of recipes, image by image; and over_default_error
 encode_s          of the codec alone, on this tensor repeated to two million elements: medians, first round dropped;
-                  copy_s is one copy of it in the same rounds
+                  copy_s is one copy of it in the same rounds; all null with --untimed, for a machine that is not quiet
 """
 
 from __future__ import annotations
@@ -49,16 +50,17 @@ from bitseam.parties.text import Prompter, TextBatch
 from bitseam.quant import ChannelStatistics, LevelProjection, TensorRDFSQ
 
 DEMO = Path("runs/demo/fp16")
-CALIBRATION, QUESTIONS, MESSAGE = 256, 256, 10  # images, questions, images
+CALIBRATION, QUESTIONS, MESSAGE = 256, 2048, 10  # images, questions, images
 ELEMENTS, ROUNDS = 2_000_000, 5
 CLIPS = np.arange(0.5, 3.3, 0.1).round(1).tolist()  # where none is given, that of least error in calibration is taken
 
 QUANTIZERS = [  # quantizer, levels, clip, coding
     *(("rd-fsq", levels, None, coding) for levels in (2, 3, 4, 8) for coding in ("packed", "entropy")),
-    *(("rd-fsq", 3, clip, "entropy") for clip in (2.7, 4.5)),
+    *(("rd-fsq", 3, clip, "entropy") for clip in (1.9, 2.3, 4.5)),
     *((name, levels, None, "packed") for name in ("rd-fsq-tensor", "tanh-fsq") for levels in (2, 4, 8)),
+    ("rd-fsq-tensor", 4, None, "entropy"),
     ("learned-clip-fsq", 4, config.Up().clip, "packed"),
-    *(("rate-fsq", levels, clip, "entropy") for levels, clip in ((15, 7.0), (9, 6.4))),
+    *(("rate-fsq", levels, clip, "entropy") for levels, clip in ((15, 7.4), (9, 6.4))),
 ]
 _BOTH: dict[str, codecs.Codec] = {
     **{"fp32": codecs.Fp32(), "fp16": codecs.Fp16(), "bf16": codecs.Bf16()},
@@ -96,22 +98,19 @@ class Way:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--client", type=Path, help=f"a checkpoint; the newest in {DEMO} by default")
-    parser.add_argument("--server", type=Path)
+    parser.add_argument("--run", type=Path, default=DEMO, help="a run with floats at the seam; %(default)s by default")
     parser.add_argument("--questions", type=Path, help="the recipe's test file by default")
     parser.add_argument("--json", type=Path, help="write the figures there, and a picture beside them")
+    parser.add_argument("--untimed", action="store_true", help="leave times out: the machine is not quiet")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    client, server = (getattr(options, side) or newest(DEMO, side) for side in ("client", "server"))
-    sample, about = load(client, server, options.questions)
-    ways = ups(sample.calibration), [Way(name, codec) for name, codec in GRADIENTS.items()]
-    normalise = statistics_of(sample.calibration)
-    gradients = sample.gradients()
-    figures: dict[str, Any] = {
-        "about": about,
-        "rows": compare(ways[0], "up", sample.features, normalise, sample.loss) + compare(ways[1], "down", gradients),
-        "lines": {"up": bounds(normalise(torch.cat(sample.features))), "down": bounds(torch.cat(gradients))},
-    }
+    sample, about = load(*(newest(options.run, side) for side in ("client", "server")), options.questions)
+    gradients, elements = sample.gradients(), 0 if options.untimed else ELEMENTS
+    up = compare(ups(sample.calibration), "up", sample.features, elements, sample)
+    down = compare([Way(name, codec) for name, codec in GRADIENTS.items()], "down", gradients, elements)
+    features = statistics_of(sample.calibration)(torch.cat(sample.features))
+    lines = {"up": bounds(features), "down": bounds(torch.cat(gradients))}
+    figures = {"about": about, "rows": up + down, "lines": lines}
     print(json.dumps(about, indent=1), markdown(figures), sep="\n\n")
     if options.json:
         options.json.write_text(json.dumps(figures, indent=1) + "\n")
@@ -129,14 +128,14 @@ class Sample:
 
     @torch.no_grad()
     def loss(self, features: Tensors) -> Tensor:
-        """Cross-entropy of each answer (Q,), nats, over the mean of their tokens: its mean is that of a token."""
+        """Cross-entropy of the answers about each image (I,), nats, times I / tokens: its mean is that of a token."""
         sums, tokens = [], 0
         for text, x in zip(self.texts, features, strict=True):
             losses = F.cross_entropy(*self.language.answer_logits(text, x), reduction="none")
-            question = torch.repeat_interleave(torch.arange(len(text.lengths)), text.lengths)[text.answers]
-            sums.append(torch.zeros(len(text.lengths)).index_add(0, question, losses))
+            image = torch.repeat_interleave(text.image, text.lengths)[text.answers]
+            sums.append(torch.zeros(len(x)).index_add(0, image, losses))
             tokens += len(losses)
-        return torch.cat(sums) * len(torch.cat(sums)) / tokens
+        return torch.cat(sums) * sum(map(len, sums)) / tokens
 
     def gradients(self) -> Tensors:
         """Of the loss of each message, summed over answer tokens: what the server sends."""
@@ -145,6 +144,7 @@ class Sample:
         return [torch.autograd.grad(self.language.loss(text, x), x)[0] for text, x in pairs]
 
 
+@torch.no_grad()
 def load(client: Path, server: Path, questions: Path | None) -> tuple[Sample, dict[str, Any]]:
     """What is compared on, and the circumstances."""
     model, recipe, identity = load_client(client, locate)
@@ -160,13 +160,11 @@ def load(client: Path, server: Path, questions: Path | None) -> tuple[Sample, di
     messages = [tested[i : i + MESSAGE] for i in range(0, len(tested), MESSAGE)]
     tower, prompter = LiveFeatures(model.vision.eval()), Prompter(recipe.text, locate)
 
-    @torch.no_grad()
     def images(chunk: list[list[Row]]) -> Tensor:
         return model.vision(tower.of([group[0].image for group in chunk]))
 
     def text(chunk: list[list[Row]]) -> TextBatch:
-        rows = [row for group in chunk for row in group]
-        return prompter.batch([r.question for r in rows], [r.answer for r in rows], [r.image for r in rows])
+        return prompter.batch(*zip(*((r.question, r.answer, r.image) for rows in chunk for r in rows), strict=True))
 
     known = torch.cat([images(groups[i : i + 32]) for i in range(0, CALIBRATION, 32)])
     language.eval().requires_grad_(False)
@@ -194,12 +192,10 @@ def quantized(calibration: Tensor, quantizer: Any, levels: int, clip: float | No
     up = config.Up(quantizer, levels=levels, clip=clip or 1.0, coding=coding)
     if clip is None and quantizer != "rd-fsq-tensor":  # that one knows no clip
         std = statistics_of(calibration).std
-
-        def error(clip: float) -> float:
-            way = calibrated(replace(up, clip=clip), calibration)
-            return float(((way.back(way.front(calibration)) - calibration) / std).square().mean())
-
-        up = replace(up, clip=min(CLIPS, key=error))
+        ways = (calibrated(replace(up, clip=clip), calibration) for clip in CLIPS)
+        return min(
+            ways, key=lambda way: float(((way.back(way.front(calibration)) - calibration) / std).square().mean())
+        )
     return calibrated(up, calibration)
 
 
@@ -218,9 +214,9 @@ def calibrated(up: config.Up, calibration: Tensor) -> Way:
     codec = build_seam(config.Seam(width, image_up=up)).image.up
     if isinstance(codec, codecs.EntropyUniform):
         codec = codec.learned(codec.counts(quantizer(calibration).levels))
-    clip = "" if isinstance(quantizer, TensorRDFSQ) else f" to {up.clip:g}"
-    coding = ", entropy" if up.coding == "entropy" else ""
-    return Way(f"{up.quantizer} {up.levels}{clip}{coding}", codec, lambda x: quantizer(x).levels, back, up)
+    name = f"{up.quantizer} {up.levels}" + ("" if isinstance(quantizer, TensorRDFSQ) else f" to {up.clip:g}")
+    name += ", entropy" * (up.coding == "entropy")
+    return Way(name, codec, lambda x: quantizer(x).levels, back, up)
 
 
 def projection(mean: Tensor, std: Tensor) -> LevelProjection:
@@ -232,22 +228,18 @@ def projection(mean: Tensor, std: Tensor) -> LevelProjection:
 
 @torch.no_grad()
 def compare(
-    ways: list[Way],
-    direction: str,
-    tensors: Tensors,
-    normalise: Map = SAME,
-    loss: Callable[[Tensors], Tensor] | None = None,
-    elements: int = ELEMENTS,
+    ways: list[Way], direction: str, tensors: Tensors, elements: int, sample: Sample | None = None
 ) -> list[dict[str, Any]]:
-    """A row a way. normalise: errors are measured after it; elements: of the tensor that times are taken on."""
+    """A row a way. elements: of the tensor that times are taken on, 0 for none; sample: where tensors are features."""
+    normalise: Map = statistics_of(sample.calibration) if sample else SAME
     unit = torch.cat([normalise(x) for x in tensors]).double()
-    exact = None if loss is None else loss(tensors)
+    exact = sample and sample.loss(tensors)
+    default = sample and sample.loss(cross(calibrated(config.Up(), sample.calibration), tensors)[0])
     rows = []
     for way in ways:
         received, sent, counts = cross(way, tensors)
         got = torch.cat([normalise(x) for x in received]).double()
-        whole = torch.cat([way.front(x) for x in tensors])
-        more = None if loss is None else loss(received) - exact
+        loss = sample and sample.loss(received)
         rows.append(
             {
                 "codec": way.name,
@@ -256,9 +248,9 @@ def compare(
                 "entropy_bits": None if counts is None else entropy(counts),
                 "mse": float((got - unit).square().mean() / unit.square().mean()),
                 "cosine": float(F.cosine_similarity(got.flatten(), unit.flatten(), dim=0)),
-                "loss_increase": None if more is None else float(more.mean()),
-                "loss_error": None if more is None else float(more.std() / len(more) ** 0.5),
-                **speed(way.codec, whole, elements),
+                **more("loss_increase", loss, exact),
+                **more("over_default", loss, default),
+                **speed(way.codec, torch.cat([way.front(x) for x in tensors]), elements),
                 "elements": unit.numel(),
                 "settings": codecs.canonical({k: v for k, v in way.codec.config().items() if k != "tables"}),
                 "quantizer": None if way.quantizer is None else asdict(way.quantizer),
@@ -270,8 +262,7 @@ def compare(
 def cross(way: Way, tensors: Tensors) -> tuple[Tensors, int, np.ndarray | None]:
     """What arrives, the bytes it took, and how often each index came, by table: (G, L)."""
     generator = torch.Generator().manual_seed(0)
-    received, counts = [], []
-    sent = len(way.codec.table_bytes()) if isinstance(way.codec, codecs.EntropyUniform) else 0
+    received, counts, sent = [], [], len(way.codec.table_bytes()) if isinstance(way.codec, codecs.EntropyUniform) else 0
     for x in tensors:
         taken = way.front(x)
         payload = way.codec.encode(taken, generator)
@@ -279,13 +270,22 @@ def cross(way: Way, tensors: Tensors) -> tuple[Tensors, int, np.ndarray | None]:
         received.append(way.back(decoded))
         counts.append(index_counts(way.codec, payload, decoded))
         sent += len(payload)
-    if counts[0] is None:
-        return received, sent, None
     # A table in each message, or the same for all.
-    return received, sent, np.concatenate(counts) if isinstance(way.codec, codecs.EntropyStochastic) else sum(counts)
+    together = np.concatenate if isinstance(way.codec, codecs.EntropyStochastic) else sum
+    return received, sent, None if counts[0] is None else together(counts)
 
 
-def speed(codec: codecs.Codec, x: Tensor, elements: int) -> dict[str, float]:
+def more(name: str, loss: Tensor | None, base: Tensor | None) -> dict[str, float | None]:
+    """Mean of the differences of losses (I,), and its standard error."""
+    if loss is None or base is None:
+        return dict.fromkeys((name, f"{name}_error"))
+    return {name: float((loss - base).mean()), f"{name}_error": float((loss - base).std() / len(loss) ** 0.5)}
+
+
+def speed(codec: codecs.Codec, x: Tensor, elements: int) -> dict[str, float | None]:
+    """Seconds, on x (I, M, D) repeated to so many elements; of none, no times."""
+    if not elements:
+        return dict.fromkeys(("encode_s", "decode_s", "copy_s"))
     x = x.repeat(-(-elements // x.numel()), 1, 1)[: -(-elements // x[0].numel())].contiguous()
     room, payload = torch.zeros_like(x), codec.encode(x)
     work = {"encode_s": partial(codec.encode, x), "decode_s": partial(codec.decode, payload, x.shape)}

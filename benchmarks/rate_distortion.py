@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
+from PIL import Image
 from torch import Tensor
 
 from bitseam.codecs import (
@@ -34,7 +35,7 @@ COLOURS = {  # by how a codec's name begins
     ("",): ("tab:gray", "blocks and floats"),
 }
 STYLES = (("-", "black"), (":", "black"), ("--", "tab:gray"))
-LEAST_BITS, MOST_BITS = 0.08, 12.0
+LEAST_BITS, MOST_BITS = 0.08, 14.0
 
 
 def bounds(x: Tensor) -> dict[str, list[tuple[float, float]]]:
@@ -61,7 +62,7 @@ def bounds(x: Tensor) -> dict[str, list[tuple[float, float]]]:
 
 def water_filling(powers: Tensor, rows: Tensor) -> list[tuple[float, float]]:
     """Reverse water-filling over Gaussian channels of these powers (D,) (Cover and Thomas, chapter 10)."""
-    level = float(powers.max()) * torch.logspace(0, -24, 97, 2, dtype=torch.float64)[:, None]
+    level = float(powers.max()) * torch.logspace(0, -20, 81, 2, dtype=torch.float64)[:, None]
     bits = (powers.clamp_min(1e-300) / level).log2().clamp_min(0).mean(dim=1) / 2
     error = torch.minimum(powers, level).mean(dim=1) / rows.square().mean()
     return [(float(f"{b:.4g}"), float(f"{e:.4g}")) for b, e in zip(bits.tolist(), error.tolist(), strict=True)]
@@ -101,9 +102,9 @@ def markdown(figures: dict[str, Any]) -> str:
     tables = []
     for direction in TITLES:
         rows = [row for row in figures["rows"] if row["direction"] == direction]
-        names = [direction, "bits", "entropy", "relative MSE", "cosine", "loss", "encode", "decode"]
+        names = [direction, "bits", "entropy", "relative MSE", "cosine", "loss", "over default", "encode", "decode"]
         cells = [[_cell(row, name) for name in names[1:]] for row in rows]
-        kept = [any(column) for column in zip(*cells, strict=True)]  # gradients have no loss
+        kept = [any(column) for column in zip(*cells, strict=True)]  # gradients have no loss; times may be left out
         lines = [
             names,
             ["---"] + ["---:"] * len(kept),
@@ -124,11 +125,11 @@ def _cell(row: dict[str, Any], name: str) -> str:
             return f"{row['mse']:#.2g}".rstrip(".")
         case "cosine":
             return f"{row['cosine']:.4f}"
-        case "loss":
-            more = row["loss_increase"]
-            return "" if more is None else f"{more:+.3f} ± {row['loss_error']:.3f}"
+        case "loss" | "over default":
+            key = "loss_increase" if name == "loss" else "over_default"
+            return "" if row[key] is None else f"{row[key]:+.4f} ± {row[f'{key}_error']:.4f}"
         case _:
-            return f"{row[f'{name}_s'] / row['copy_s']:.1f}"
+            return "" if row["copy_s"] is None else f"{row[f'{name}_s'] / row['copy_s']:.1f}"
 
 
 def draw(figures: dict[str, Any], path: Path) -> None:
@@ -148,35 +149,37 @@ def draw(figures: dict[str, Any], path: Path) -> None:
         axes.grid(alpha=0.3)
         for colour, meaning in dict.fromkeys(map(_colour, rows)):
             at = [(row["bits_per_element"], row["mse"]) for row in rows if _colour(row) == (colour, meaning)]
-            axes.scatter(*zip(*at, strict=True), 14, color=colour, zorder=3, label=meaning)
-        spots = {}  # in shares of the axes, one for rows of the same error and nearly the same bits
-        for row in rows:
-            x, y = row["bits_per_element"] / LEAST_BITS, row["mse"] / low
-            place = math.log(x, MOST_BITS / LEAST_BITS), math.log(y, high / low)
-            spots.setdefault((round(place[0], 2), round(place[1], 3)), []).append((row, place))
-        taken = [(x - 0.006, y, 0.012) for same in spots.values() for _, (x, y) in same]
-        for same in sorted(spots.values(), key=lambda same: -same[0][0]["mse"]):
-            row, place = same[0]
-            name = " / ".join(row["codec"] for row, _ in same)
-            label = _free(*place, 0.0072 * len(name), taken)
-            arrow = {"arrowstyle": "-", "lw": 0.4, "color": _colour(row)[0], "shrinkA": 0, "shrinkB": 0}
-            style = {"fontsize": 6.5, "color": arrow["color"], "va": "center", "arrowprops": arrow}
-            axes.annotate(name, place, label, xycoords="axes fraction", textcoords="axes fraction", **style)
-        axes.legend(fontsize=8, loc="lower left")
+            axes.scatter(*zip(*at, strict=True), 16, color=colour, zorder=3, label=meaning)
+        groups: dict[str, list[dict[str, Any]]] = {}  # of rows with the same levels, packed and at their entropy
+        for row in sorted(rows, key=lambda row: (-row["mse"], -row["bits_per_element"])):
+            groups.setdefault(f"{row['mse']:.4g}", []).append(row)
+        place = (axes.transData + axes.transAxes.inverted()).transform  # in shares of the axes
+        places = [place([(r["bits_per_element"], r["mse"]) for r in same]).tolist() for same in groups.values()]
+        taken = [(x - 0.006, y, 0.012) for same in places for x, y in same]
+        for same, at in zip(groups.values(), places, strict=True):
+            name = " / ".join(dict.fromkeys(row["codec"].removesuffix(", entropy") for row in same))
+            left, y, width = _free(*at[0], 0.0082 * len(name), taken)
+            near, side = (left, "left") if left > at[0][0] else (left + width, "right")
+            ink = {"color": _colour(same[0])[0], "transform": axes.transAxes}
+            axes.plot(*zip(*at, (near, y), strict=True), lw=0.5, zorder=2, **ink)
+            halo = [withStroke(linewidth=2, foreground="white")]
+            axes.text(near, y, name, ha=side, fontsize=7.5, va="center_baseline", path_effects=halo, zorder=4, **ink)
+        axes.legend(fontsize=8, loc="lower left", title="joined: packed, and at their entropy", title_fontsize=8)
     figure.savefig(path, dpi=120)
+    Image.open(path).quantize(64).save(path, optimize=True)  # a third of the bytes
 
 
 def _colour(row: dict[str, Any]) -> tuple[str, str]:
     return next(COLOURS[starts] for starts in COLOURS if row["codec"].startswith(starts))
 
 
-def _free(x: float, y: float, width: float, taken: list[tuple[float, float, float]]) -> tuple[float, float]:
-    """The place nearest to a point (x, y) where a label meets none of those taken (left, y, width), and takes it."""
+def _free(x: float, y: float, width: float, taken: list[tuple[float, float, float]]) -> tuple[float, float, float]:
+    """The place (left, y, width) nearest to (x, y) where a label meets none of those taken, and takes it."""
     for step in range(200):
         for left in (x + 0.012, x - 0.012 - width):
             for high in (y + 0.004 * step, y - 0.004 * step):
-                free = all(abs(high - b) > 0.0165 or left > a + w or a > left + width for a, b, w in taken)
-                if free and 0 < left < 1 - width and 0.01 < high < 0.99 and (left > 0.4 or high > 0.24):
+                free = all(abs(high - b) > 0.02 or left > a + w or a > left + width for a, b, w in taken)
+                if free and 0 < left < 1 - width and 0.01 < high < 0.99 and (left > 0.4 or high > 0.26):
                     taken.append((left, high, width))
-                    return left, high
-    return x, y
+                    return taken[-1]
+    return x, y, width

@@ -42,11 +42,10 @@ def sample(bench: ModuleType, tiny: Tiny) -> Any:
 
 @pytest.fixture(scope="module")
 def rows(bench: ModuleType, sample: Any) -> dict[tuple[str, str], dict[str, Any]]:
-    normalise = bench.statistics_of(sample.calibration)
     bench.ROUNDS, bench.CLIPS = 1, [1.0, 1.5]
-    up = bench.compare(bench.ups(sample.calibration), "up", sample.features, normalise, sample.loss, elements=300)
+    up = bench.compare(bench.ups(sample.calibration), "up", sample.features, 300, sample)
     ways = [bench.Way(name, codec) for name, codec in bench.GRADIENTS.items()]
-    down = bench.compare(ways, "down", sample.gradients(), elements=300)
+    down = bench.compare(ways, "down", sample.gradients(), 300)
     return {(row["direction"], row["codec"]): row for row in up + down}
 
 
@@ -66,7 +65,7 @@ def test_rows_are_whole_and_named_once(bench: ModuleType, rows: dict[tuple[str, 
         assert row["elements"] == 2 * 2 * 4 * WIDTH
         assert row["bits_per_element"] > 0, name
         assert min(row[f"{part}_s"] for part in ("encode", "decode", "copy")) > 0
-        assert (row["loss_increase"] is None) == (direction == "down")
+        assert (row["loss_increase"] is None) == (row["over_default"] is None) == (direction == "down")
         assert row["cosine"] <= 1 + 1e-9
 
 
@@ -105,6 +104,23 @@ def test_picture_and_tables_show_all_rows(
     bench.draw(figures, tmp_path / "codecs.png")
     assert Image.open(tmp_path / "codecs.png").width > 1000
     assert bench.markdown(figures).count("\n| ") == len(rows) + 3
+
+
+def test_losses_are_over_exact_features_and_over_the_default(rows: dict[tuple[str, str], dict[str, Any]]) -> None:
+    """At 32 bits, features are exact; the default against itself is nothing, with no error."""
+    default, exact = rows["up", "rd-fsq 4 to 1.5"], rows["up", "fp32"]
+    assert default["over_default"] == default["over_default_error"] == 0
+    assert default["loss_increase_error"] > 0
+    assert exact["over_default"] == pytest.approx(-default["loss_increase"], abs=1e-6)
+
+
+def test_times_can_be_left_out(bench: ModuleType, sample: Any, rows: dict[tuple[str, str], dict[str, Any]]) -> None:
+    ways = [bench.Way(name, bench.GRADIENTS[name]) for name in ("fp16", "stochastic 4")]
+    untimed = bench.compare(ways, "down", sample.gradients(), 0)
+    assert all(row[name] is None for row in untimed for name in ("encode_s", "decode_s", "copy_s"))
+    tables = bench.markdown({"rows": [rows["up", "nf4"], *untimed]})
+    assert "| over default | encode | decode |\n" in tables
+    assert "| down | bits | entropy | relative MSE | cosine |\n" in tables
 
 
 def test_gradients_are_those_of_the_loss(sample: Any) -> None:
@@ -149,4 +165,4 @@ def test_checkpoints_are_read(bench: ModuleType, tiny: Tiny, tmp_path: Path, mon
         sample, about = bench.load(*folders, None)
         assert (about["images"], about["questions"]) == (3, 6)
         assert [len(x) for x in sample.features] == [2, 1]
-        assert len(sample.loss(sample.features)) == 6
+        assert len(sample.loss(sample.features)) == 3
