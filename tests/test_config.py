@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
-from bitseam.config import canonical, load_recipe
+from bitseam.config import canonical, load_recipe, parse_recipe
 from bitseam.errors import ConfigError
 
 RECIPES = sorted((Path(__file__).parent.parent / "recipes").glob("*.toml"))
@@ -29,6 +30,9 @@ def test_there_are_recipes() -> None:
         ("seam.image_up.clip", 0.0, "seam.image_up.clip"),
         ("seam.image_up.coding", "zip", "seam.image_up.coding"),
         ("seam.image_up.groups", 5000, "seam.image_up.groups"),
+        ("seam.image_up.steps", [1.0], "image_up: .*steps are for the quantizer step-fsq, not rd-fsq"),
+        ("seam.image_up", {"quantizer": "step-fsq", "steps": [-1.0]}, "seam.image_up.steps.0"),
+        ("seam.image_up", {"quantizer": "step-fsq", "steps": [1.0, 2.0]}, "image_up.steps: 2 steps for .* channels"),
         ("seam.image_down.block", "row", "seam.image_down.block"),
         ("seam.text", "pictures", "seam.text"),
         ("server.tune", "some", "server.tune"),
@@ -58,3 +62,24 @@ def test_a_file_that_is_no_recipe_is_named(tmp_path: Path) -> None:
 def test_canonical_is_equal_for_equal_recipes() -> None:
     assert canonical(load_recipe(RECIPES[0])) == canonical(load_recipe(RECIPES[0]))
     assert canonical(load_recipe(RECIPES[0], {"seed": 99})) != canonical(load_recipe(RECIPES[0]))
+
+
+def test_steps_survive_a_checkpoints_json() -> None:
+    up = {"quantizer": "step-fsq", "channels": 3, "levels": 7, "steps": [0.0, 0.5, 1.25]}
+    recipe = load_recipe(RECIPES[0], {"seam.image_up": up})
+    assert recipe.seam.image_up.steps == (0.0, 0.5, 1.25)
+    assert parse_recipe(json.loads(canonical(recipe)), "copy") == recipe
+
+
+def test_a_plan_is_laid_over_the_recipe_key_by_key(tmp_path: Path) -> None:
+    plan = tmp_path / "plan.toml"
+    plan.write_text('seed = 5\n[seam.image_up]\nquantizer = "step-fsq"\nlevels = 9\n[seam.text_down]\nlevels = 7\n')
+    plain, planned = load_recipe(RECIPES[0]), load_recipe(RECIPES[0], {"seed": 6}, plan)
+    assert planned.seed == 6  # what is said by hand outweighs the plan
+    assert (planned.seam.image_up.quantizer, planned.seam.image_up.levels) == ("step-fsq", 9)
+    assert planned.seam.image_up.clip == plain.seam.image_up.clip
+    assert planned.seam.text_down.levels == 7
+    assert planned.train == plain.train
+    plan.write_text("[seam.image_up]\nlevls = 9\n")
+    with pytest.raises(ConfigError, match=r"plan\.toml: seam.image_up.levls: unknown key"):
+        load_recipe(RECIPES[0], plan=plan)

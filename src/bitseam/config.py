@@ -18,15 +18,16 @@ from pydantic.dataclasses import dataclass
 
 from bitseam.errors import ConfigError
 
-# Strict about keys: a misspelt option must never be silently ignored.
-_strict = ConfigDict(extra="forbid")
+_strict = ConfigDict(extra="forbid")  # a misspelt option must never be silently ignored
 
 Count = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Levels = Annotated[int, Field(ge=2, le=65536)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Name = Annotated[str, Field(min_length=1)]
-QuantizerName = Literal["rd-fsq", "rd-fsq-tensor", "tanh-fsq", "learned-clip-fsq", "rate-fsq", "fp32", "fp16", "bf16"]
+QuantizerName = Literal[
+    "rd-fsq", "rd-fsq-tensor", "tanh-fsq", "learned-clip-fsq", "step-fsq", "rate-fsq", "fp32", "fp16", "bf16"
+]
 GradientName = Literal["stochastic", "entropy-stochastic", "fp32", "fp16", "bf16"]
 
 
@@ -69,9 +70,9 @@ class Server:
 
 @dataclass(frozen=True, config=_strict)
 class Up:
-    """How features cross: `rd-fsq` (the paper's, with per-channel statistics), `rd-fsq-tensor` (the paper's own
-    statistics), `tanh-fsq` (bounded by tanh), `learned-clip-fsq` (each channel learns its clip), `rate-fsq` (learns to
-    spend few bits), or a float format."""
+    """How features cross: `rd-fsq` (the paper's, with per-channel statistics), `rd-fsq-tensor` (its own statistics),
+    `tanh-fsq`, `learned-clip-fsq` (of each channel), `step-fsq` (a planned step each), `rate-fsq` (learns to spend few
+    bits), or a float format."""
 
     quantizer: QuantizerName = "rd-fsq"
     channels: Count | None = None  # the seam's width by default
@@ -80,7 +81,12 @@ class Up:
     clip: Annotated[float, Field(gt=0, le=100)] = 1.5  # outermost level, in deviations; a learned clip starts there
     coding: Literal["packed", "entropy"] = "packed"  # codes at a fixed rate, or at their entropy (256 levels at most)
     groups: Annotated[int, Field(ge=1, le=4096)] = 16  # of channels, each with a table of its own; for entropy coding
+    steps: tuple[Annotated[float, Field(ge=0, le=1000)], ...] = ()  # of `step-fsq`, in deviations; 0 drops a channel
     distortion_weight: Rate = 0.25  # in the loss; of `rate-fsq`'s mean bits an element
+
+    def __post_init__(self) -> None:
+        if self.steps and self.quantizer != "step-fsq":
+            raise ValueError(f"steps are for the quantizer step-fsq, not {self.quantizer}")
 
 
 @dataclass(frozen=True, config=_strict)
@@ -107,6 +113,11 @@ class Seam:
     image_down: Down = Down()
     text_up: Up = Up()
     text_down: Down = Down()
+
+    def __post_init__(self) -> None:
+        for name, up in (("image_up", self.image_up), ("text_up", self.text_up)):
+            if up.steps and len(up.steps) != (up.channels or self.width):
+                raise ValueError(f"{name}.steps: {len(up.steps)} steps for {up.channels or self.width} channels")
 
 
 @dataclass(frozen=True, config=_strict)
@@ -179,17 +190,15 @@ class Recipe:
         return Path(self.out or f"runs/{self.name}")
 
 
-def load_recipe(path: str | Path, overrides: Mapping[str, Any] | None = None) -> Recipe:
-    """Read a recipe; `overrides` maps dotted keys to values (`train.steps`).
+def load_recipe(path: str | Path, overrides: Mapping[str, Any] | None = None, plan: str | Path | None = None) -> Recipe:
+    """Read a recipe; `plan`, a fragment of one, is laid over it, and over both `overrides`: dotted keys to values.
 
     Raises ConfigError that names the file and each wrong key.
     """
-    try:
-        raw = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot read the recipe: {error}") from error
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{path}: not valid TOML: {error}") from error
+    raw = _read(path)
+    if plan is not None:
+        _lay_over(raw, _read(plan))
+        path = f"{path} with {plan}"
     for key, value in (overrides or {}).items():
         _set(raw, key.split("."), value, path)
     return parse_recipe(raw, str(path))
@@ -208,6 +217,23 @@ def canonical(value: Any) -> str:
     """Dataclass, dict or list -> JSON with sorted keys and no spaces: equal values give equal text."""
     plain = dataclasses.asdict(value) if dataclasses.is_dataclass(value) and not isinstance(value, type) else value
     return json.dumps(plain, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def _read(path: str | Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot read the recipe: {error}") from error
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path}: not valid TOML: {error}") from error
+
+
+def _lay_over(raw: dict[str, Any], fragment: Mapping[str, Any]) -> None:
+    for key, value in fragment.items():
+        if isinstance(value, dict) and isinstance(raw.get(key), dict):
+            _lay_over(raw[key], value)
+        else:
+            raw[key] = value
 
 
 def _explain(item: Any) -> str:

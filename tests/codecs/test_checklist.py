@@ -28,7 +28,7 @@ from bitseam.codecs import (
     codec_from_config,
 )
 from bitseam.errors import CodecError, NonFiniteError
-from bitseam.quant import RDFSQ, Float, LearnedClipFSQ, Quantizer, RateFSQ, TanhFSQ, TensorRDFSQ
+from bitseam.quant import RDFSQ, Float, LearnedClipFSQ, Quantizer, RateFSQ, StepFSQ, TanhFSQ, TensorRDFSQ
 
 WIDTH = 12
 
@@ -41,6 +41,12 @@ def sample(batch: int = 2, seed: int = 0) -> torch.Tensor:
 
 def rd_fsq(levels: int, clip: float, kind: type[RDFSQ] = RDFSQ) -> Quantizer:
     quantizer = kind(WIDTH, WIDTH, levels, clip)
+    quantizer.calibrate(sample(4))
+    return quantizer
+
+
+def step_fsq(levels: int) -> Quantizer:
+    quantizer = StepFSQ(WIDTH, WIDTH, levels, (0.0, 0.3, 2.5, *[0.7] * (WIDTH - 3)))
     quantizer.calibrate(sample(4))
     return quantizer
 
@@ -90,6 +96,8 @@ CASES = [
     Case("tanh5", Uniform(5, 1.5), "86dd35d9b16de110", 1.3, rd_fsq(5, 1.5, TanhFSQ)),
     Case("learned-clip4", Uniform(4, 1.0), "31b4ce7775100750", 1.6, rd_fsq(4, 1.5, LearnedClipFSQ)),
     Case("rate9", Uniform(9, 4.0), "3284b663d60e8d2f", 0.51, rd_fsq(9, 3.0, RateFSQ)),
+    Case("step5", Uniform(5, 2.0), "f5f9f151001b75c3", 0.6, step_fsq(5)),
+    Case("entropy-step4", learned(EntropyUniform(4, 1.5, 12)), "dffff23206ceb9b6", 1.1, step_fsq(4)),
     Case("splitfc4", SplitFC(4), "851113556639aa86", 2.3, idempotent=False),
     Case("splitfc16", SplitFC(16, 1000), "55768e8a8da4e1ab", 0.02, idempotent=False),
     Case("one-bit", OneBit(), "05e8843fc2ae4669", 5.1, deterministic=False),

@@ -143,6 +143,16 @@ def test_accumulated_micro_batches_are_one_large_batch(tiny: Tiny, tmp_path: Pat
         ENTROPY | {"seam__image_down__codec": "entropy-stochastic", "seam__image_down__step": 1.0},
         {"seam__image_up__quantizer": "rd-fsq-tensor", "seam__image_up__coding": "entropy"},
         {"seam__text": "codes", "seam__text_up__levels": 8, "seam__text_up__coding": "entropy"},
+        {
+            "seam__image_up": {
+                "quantizer": "step-fsq",
+                "levels": 7,
+                "steps": [0, *[0.5] * 16, *[1.5] * 15],
+                "groups": 32,
+                "projection": "fixed",
+            }
+        },
+        {"seam__text": "codes", "seam__text_up": {"quantizer": "step-fsq", "coding": "entropy", "levels": 5}},
         {"train__autocast": "bf16"},
         {"seam__image_up__projection": "fixed"},
         {"server__tune": "lora"},

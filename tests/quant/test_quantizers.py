@@ -12,6 +12,7 @@ from bitseam.quant import (
     LearnedClipFSQ,
     LevelProjection,
     Quantizer,
+    StepFSQ,
     TanhFSQ,
     TensorRDFSQ,
     semi_orthogonal,
@@ -38,17 +39,24 @@ def tensor_rd_fsq() -> TensorRDFSQ:
     return TensorRDFSQ(WIDTH, WIDTH, 4)
 
 
+def step_fsq() -> StepFSQ:
+    quantizer = StepFSQ(WIDTH, WIDTH, 5, (0.0, *(0.5, 1.0) * 3, 2.0))
+    quantizer.calibrate(features(100))
+    return quantizer
+
+
 QUANTIZERS: list[Callable[[], Quantizer]] = [
     rd_fsq,
     lambda: rd_fsq(channels=5, levels=3),
     tensor_rd_fsq,
     lambda: rd_fsq(channels=6, kind=TanhFSQ),
     lambda: rd_fsq(levels=3, kind=LearnedClipFSQ),
+    lambda: step_fsq(),
     lambda: Float(WIDTH, torch.float32),
     lambda: Float(WIDTH, torch.float16),
     lambda: Float(WIDTH, torch.bfloat16),
 ]
-NAMES = ["rd", "rd-narrow", "rd-tensor", "tanh", "learned-clip", "fp32", "fp16", "bf16"]
+NAMES = ["rd", "rd-narrow", "rd-tensor", "tanh", "learned-clip", "step", "fp32", "fp16", "bf16"]
 every = pytest.mark.parametrize("make", QUANTIZERS, ids=NAMES)
 per_channel = pytest.mark.parametrize("kind", [RDFSQ, TanhFSQ, LearnedClipFSQ])
 
@@ -99,6 +107,15 @@ def test_is_differentiable_to_the_features_and_every_parameter(make: Callable[[]
     for name, tensor in [("features", x), *quantizer.named_parameters()]:
         assert tensor.grad is not None, name
         assert tensor.grad.abs().sum() > 0, name
+
+
+@per_channel
+def test_what_is_projected_is_what_is_calibrated_to(kind: type[RDFSQ]) -> None:
+    quantizer, x = rd_fsq(channels=5, kind=kind), features()
+    quantizer.calibrate(x)
+    z = quantizer.projected(x)
+    assert z.shape == (*x.shape[:-1], 5)
+    torch.testing.assert_close(quantizer.statistics()[0], z.flatten(0, 1).mean(0))
 
 
 def test_levels_are_the_table_to_the_last_bit() -> None:

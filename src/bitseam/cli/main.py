@@ -20,6 +20,7 @@ RecipePath = Annotated[Path, typer.Argument(help="A recipe, such as recipes/demo
 Set = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key, as in train.steps=10.")
 ]
+Plan = Annotated[Path | None, typer.Option(help="A plan.toml of `bitseam plan`, laid over the recipe.")]
 Checkpoint = Annotated[Path | None, typer.Option(help="A checkpoint folder of this side, instead of fresh weights.")]
 stdout = Console()
 
@@ -86,27 +87,27 @@ def questions(
 
 
 @app.command()
-def serve(recipe: RecipePath, set_: Set = None, checkpoint: Checkpoint = None) -> None:
+def serve(recipe: RecipePath, set_: Set = None, plan: Plan = None, checkpoint: Checkpoint = None) -> None:
     """Hold the language half: train it with a client, answer questions, until stopped."""
-    loaded = _load(recipe, set_)
+    loaded = _load(recipe, set_, plan)
     from bitseam.serve import serve as run
 
     run(loaded, locate, checkpoint)
 
 
 @app.command()
-def train(recipe: RecipePath, set_: Set = None) -> None:
+def train(recipe: RecipePath, set_: Set = None, plan: Plan = None) -> None:
     """Hold the vision half and the images: train with a running server."""
-    loaded = _load(recipe, set_)
+    loaded = _load(recipe, set_, plan)
     from bitseam.cli.client import run_training
 
     run_training(loaded, locate)
 
 
 @app.command()
-def evaluate(recipe: RecipePath, set_: Set = None, checkpoint: Checkpoint = None) -> None:
+def evaluate(recipe: RecipePath, set_: Set = None, plan: Plan = None, checkpoint: Checkpoint = None) -> None:
     """Ask a running server every question of the recipe's test file, and score the answers."""
-    loaded = _load(recipe, set_)
+    loaded = _load(recipe, set_, plan)
     from bitseam.cli.client import run_evaluation
 
     run_evaluation(loaded, locate, checkpoint)
@@ -120,11 +121,12 @@ def ask(
         "recipes/demo.toml"
     ),
     set_: Set = None,
+    plan: Plan = None,
     checkpoint: Checkpoint = None,
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 64,
 ) -> None:
     """Ask a running server about an image: codes up once, tokens streamed back."""
-    loaded = _load(recipe, set_)
+    loaded = _load(recipe, set_, plan)
     from bitseam.cli.client import run_question
 
     run_question(loaded, locate, image, question, checkpoint, max_new_tokens)
@@ -141,6 +143,29 @@ def merge(
 
     join(client, server, out, locate)
     stdout.print(f"Wrote {out}; bitseam.parties.merge.BitseamModel.from_pretrained reads it.")
+
+
+@app.command()
+def plan(
+    recipe: RecipePath,
+    client: Annotated[Path, typer.Option(help="A client's checkpoint folder.")],
+    server: Annotated[Path, typer.Option(help="The server's checkpoint folder of the same run and step.")],
+    out: Annotated[Path, typer.Option(help="Where to write plan.json, plan.png and plan.toml.")],
+    bits: Annotated[float | None, typer.Option(min=0.01, max=8, help="Target: bits an element of features.")] = None,
+    loss_increase: Annotated[
+        float | None, typer.Option(min=1e-9, help="Target: nats an answer token that the codes may cost.")
+    ] = None,
+    gradient_bits: Annotated[
+        float | None, typer.Option(min=0.01, max=8, help="Bits an element of gradients; as features by default.")
+    ] = None,
+    batches: Annotated[int, typer.Option(min=2, help="Micro-batches to calibrate on, and as many to measure.")] = 16,
+    set_: Set = None,
+) -> None:
+    """Choose steps and levels of each channel for a target of bits or loss, from a trained pair, both halves here."""
+    loaded = _load(recipe, set_)
+    from bitseam.cli.plan import Target, run_plan
+
+    run_plan(loaded, locate, client, server, Target(bits, loss_increase, gradient_bits), out, batches)
 
 
 @app.command()
@@ -161,7 +186,7 @@ def locate(name: str) -> str:
     return str(path_of(name)) if name in {asset.name for asset in catalogue()} else name
 
 
-def _load(path: Path, pairs: list[str] | None) -> Any:
+def _load(path: Path, pairs: list[str] | None, plan: Path | None = None) -> Any:
     import tomllib
 
     from bitseam.config import load_recipe
@@ -175,7 +200,7 @@ def _load(path: Path, pairs: list[str] | None) -> Any:
             overrides[key] = tomllib.loads(f"v = {value}")["v"]
         except tomllib.TOMLDecodeError:
             overrides[key] = value  # plain text needs no quotes
-    recipe = load_recipe(path, overrides)
+    recipe = load_recipe(path, overrides, plan)
     if recipe.threads:
         # Before torch starts its pool; OpenMP reads it once.
         os.environ["OMP_NUM_THREADS"] = str(recipe.threads)

@@ -73,7 +73,11 @@ class EntropyUniform(Codec):
 
     def bits(self, counts: NDArray) -> float:
         """What indices with these counts (groups, L) take, in bits, without the ends of lanes."""
-        return float((counts * (math.log2(TOTAL) - np.log2(np.array(self._rows())))).sum())
+        return float((counts * self.symbol_bits()).sum())
+
+    def symbol_bits(self) -> NDArray[np.float64]:
+        """What each level takes in each group, in bits: (groups, L)."""
+        return math.log2(TOTAL) - np.log2(np.array(self._rows()))
 
     def _payload_bytes(self, shape: tuple[int, ...]) -> int:
         return most_bytes(math.prod(shape))

@@ -85,13 +85,14 @@ def _padded(flat: NDArray, multiple: int) -> NDArray:
 
 
 def _pack_bits(flat: NDArray[np.integer], bits: int) -> NDArray[np.uint8]:
-    if bits in (1, 2, 4, 8):
-        merged = _padded(flat.astype(np.uint8, copy=False), 8 // bits)
-        while bits < 8:  # fold neighbours into one byte: a pair of symbols read as one little-endian number
-            pairs = np.ascontiguousarray(merged).view("<u2")
-            merged = (pairs | pairs >> (8 - bits)).astype(np.uint8)
-            bits *= 2
-        return merged
+    if bits == 8:
+        return flat.astype(np.uint8, copy=False)
+    if bits in (1, 2, 4):
+        # Symbols of one byte, read as one little-endian word, times what brings each to its place in the top byte.
+        size = 8 // bits
+        words = np.ascontiguousarray(_padded(flat.astype(np.uint8, copy=False), size)).view(f"<u{size}")
+        gather = sum(1 << (8 * (size - 1) - (8 - bits) * symbol) for symbol in range(size))
+        return (words * words.dtype.type(gather) >> words.dtype.type(8 * (size - 1))).astype(np.uint8)
     if bits == 0:
         return np.empty(0, np.uint8)
     # Eight symbols (fewer where the width is even) fill whole bytes; each byte gathers the parts of symbols in it.

@@ -9,12 +9,23 @@ from torch import nn
 
 from bitseam import config
 from bitseam.codecs import Codec, canonical, codec_from_config
-from bitseam.quant import RDFSQ, Float, LearnedClipFSQ, LevelProjection, Quantizer, RateFSQ, TanhFSQ, TensorRDFSQ
+from bitseam.quant import (
+    RDFSQ,
+    Float,
+    LearnedClipFSQ,
+    LevelProjection,
+    Quantizer,
+    RateFSQ,
+    StepFSQ,
+    TanhFSQ,
+    TensorRDFSQ,
+)
 
 MODALITIES = ("image", "text")
 _FLOATS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 _CLIPPED = {"rd-fsq": RDFSQ, "tanh-fsq": TanhFSQ, "learned-clip-fsq": LearnedClipFSQ, "rate-fsq": RateFSQ}
 _UNIT_GRID = {"rd-fsq-tensor", "learned-clip-fsq"}  # levels in [-1, 1]; the others' in deviations, out to the clip
+_WHOLE_STEPS = {"step-fsq", "rate-fsq"}  # levels one apart
 
 
 @dataclass(frozen=True)
@@ -55,13 +66,14 @@ def channels(up: config.Up, width: int) -> int:
 
 def build_quantizer(up: config.Up, width: int) -> Quantizer:
     """The client's side of a modality: features (..., D) -> levels (..., C)."""
-    if up.quantizer in _CLIPPED:
-        quantizer = _CLIPPED[up.quantizer](width, channels(up, width), up.levels, up.clip)
-        quantizer.project.requires_grad_(up.projection == "learned")
-        return quantizer
+    if up.quantizer in _FLOATS:
+        return Float(width, _FLOATS[up.quantizer])
+    size = width, channels(up, width), up.levels
     if up.quantizer == "rd-fsq-tensor":
-        return TensorRDFSQ(width, channels(up, width), up.levels)
-    return Float(width, _FLOATS[up.quantizer])
+        return TensorRDFSQ(*size)
+    quantizer = StepFSQ(*size, up.steps) if up.quantizer == "step-fsq" else _CLIPPED[up.quantizer](*size, up.clip)
+    quantizer.project.requires_grad_(up.projection == "learned")
+    return quantizer
 
 
 def build_projection(up: config.Up, width: int) -> nn.Linear | None:
@@ -103,8 +115,8 @@ def terms(recipe: config.Recipe, vocabulary: int, tokenizer: str, weights: str, 
 def _up_codec(up: config.Up) -> Codec:
     if up.quantizer in _FLOATS:
         return codec_from_config({"id": up.quantizer})
-    clip = (up.levels - 1) / 2 if up.quantizer == "rate-fsq" else 1.0 if up.quantizer in _UNIT_GRID else up.clip
-    grid = {"levels": up.levels, "clip": clip}
+    clip = 1.0 if up.quantizer in _UNIT_GRID else up.clip
+    grid = {"levels": up.levels, "clip": (up.levels - 1) / 2 if up.quantizer in _WHOLE_STEPS else clip}
     if up.coding == "entropy":
         return codec_from_config({"id": "entropy-uniform", **grid, "groups": up.groups})
     return codec_from_config({"id": "uniform", **grid})

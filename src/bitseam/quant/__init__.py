@@ -10,6 +10,7 @@ from bitseam.quant.projection import LevelProjection
 from bitseam.quant.rate_fsq import RateFSQ
 from bitseam.quant.rd_fsq import RDFSQ, TensorRDFSQ, semi_orthogonal
 from bitseam.quant.statistics import ChannelStatistics
+from bitseam.quant.step_fsq import StepFSQ
 from bitseam.quant.tanh_fsq import TanhFSQ
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "Quantized",
     "Quantizer",
     "RateFSQ",
+    "StepFSQ",
     "TanhFSQ",
     "TensorRDFSQ",
     "semi_orthogonal",

@@ -68,6 +68,11 @@ class RDFSQ(Quantizer):
         """Keep the statistics as they are from now on."""
         self.normalise.freeze()
 
+    def projected(self, features: Tensor) -> Tensor:
+        """What is quantized, before it is normalised: (..., D) -> (..., C). Raises as `forward` does."""
+        with torch.autocast(features.device.type, enabled=False):
+            return self._projected(self._checked(features))
+
     def _quantize(self, x: Tensor) -> Quantized:
         return snap(self.normalise(self._projected(x)), self.levels, self.clip)
 

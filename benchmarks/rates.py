@@ -1,0 +1,109 @@
+"""One trained model at several rates: levels chosen when it is asked, against JPEG files of the same pictures.
+
+    python benchmarks/rates.py [--demo runs/demo] [--json FILE]
+
+After `make demo`: asks its coded model the test questions with each number of levels and the clip that is best for a
+Gaussian (Max 1960), nothing trained anew. Bytes an image are of the codes alone, as sent; the JPEG's are of the model's
+own input (112 x 112) at quality 90, and of the picture at the size of its file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import os
+import threading
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from itertools import groupby
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from bitseam import config
+from bitseam.cli.machine import circumstances
+from bitseam.cli.main import locate
+from bitseam.data.assets import cache_folder
+from bitseam.data.features import StoredFeatures
+from bitseam.data.rows import Row, open_image, read_rows
+from bitseam.evals import evaluate, wilson
+from bitseam.parties.checkpoint import load_client, newest
+from bitseam.parties.client import ClientSession
+from bitseam.parties.seam import build_seam, terms
+from bitseam.parties.server import ServerSession
+from bitseam.parties.text import Prompter
+from bitseam.serve.server import build_party
+from bitseam.transport import memory_pair
+
+RATES = {16: 2.51, 8: 2.05, 4: 1.5, 3: 1.22, 2: 0.8}  # levels: clip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--demo", type=Path, default=Path("runs/demo"), help="what `make demo` wrote")
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    recipe = config.load_recipe(Path("recipes/demo.toml"), {"threads": os.cpu_count()})
+    torch.set_num_threads(recipe.threads)
+    tests = read_rows(options.demo / "questions" / "test.jsonl")
+    images = [image for image, _ in groupby(row.image for row in tests)]
+    figures = circumstances(recipe.threads) | {
+        "images": len(images),
+        "jpeg90_input_bytes": jpeg_bytes(images, (recipe.client.image_size, recipe.client.image_size)),
+        "jpeg90_file_bytes": jpeg_bytes(images, None),
+        "rows": [at(levels, recipe, options.demo / "coded", tests) for levels in RATES],
+    }
+    print(
+        f"JPEG 90: {figures['jpeg90_input_bytes']:,.0f} bytes an image of the model's input, "
+        f"{figures['jpeg90_file_bytes']:,.0f} of the picture as filed"
+    )
+    for row in figures["rows"]:
+        tasks = {task: (score["correct"], score["total"]) for task, score in row["tasks"].items()}
+        shares = [f"{task} {c / n:.1%} ({'{:.1%} to {:.1%}'.format(*wilson(c, n))})" for task, (c, n) in tasks.items()]
+        print(f"{row['levels']:3} levels {row['bytes_per_image']:7.0f} bytes an image  {'  '.join(shares)}")
+    if options.json:
+        options.json.write_text(json.dumps(figures, indent=1) + "\n")
+
+
+def at(levels: int, recipe: config.Recipe, run: Path, tests: Sequence[Row]) -> dict:
+    """Scores of the trained halves in `run` with so many levels."""
+    up = replace(recipe.seam.image_up, levels=levels, clip=RATES[levels])
+    recipe = replace(recipe, seam=replace(recipe.seam, image_up=up))
+    party = build_party(recipe, locate, newest(run, "server"))
+    model, _, identity = load_client(newest(run, "client"), locate, recipe.seam)
+    prompter = Prompter(recipe.text, locate)
+    ours, theirs = memory_pair()
+    server = threading.Thread(target=ServerSession(party, theirs).run)
+    server.start()
+    with ClientSession(model, build_seam(recipe.seam), ours, prompter.vocabulary) as session:
+        session.open(terms(recipe, prompter.vocabulary, prompter.fingerprint, str(identity), False), False)
+        features = StoredFeatures(model.vision, asdict(recipe.client), tests, cache_folder() / "features")
+        result = evaluate(session, prompter, tests, features.of)
+    server.join()
+    sent = sum(
+        entry.bytes for (_, kind, part), entry in session.ledger.entries.items() if (kind, part[:5]) == ("Ask", "image")
+    )
+    count = len(list(groupby(row.image for row in tests)))
+    return {
+        "levels": levels,
+        "clip": RATES[levels],
+        "bytes_per_image": sent / count,
+        "tasks": {task: vars(score) for task, score in result.scores.items()},
+    }
+
+
+def jpeg_bytes(paths: Sequence[Path], size: tuple[int, int] | None) -> float:
+    """Mean length of JPEG files of quality 90."""
+    total = 0
+    for path in paths:
+        image = open_image(path).convert("RGB")
+        buffer = io.BytesIO()
+        (image.resize(size, Image.Resampling.BICUBIC) if size else image).save(buffer, "JPEG", quality=90)
+        total += buffer.tell()
+    return total / len(paths)
+
+
+if __name__ == "__main__":
+    main()
