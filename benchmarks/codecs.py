@@ -3,8 +3,8 @@
     python benchmarks/codecs.py [--run DIR] [--questions FILE] [--json FILE] [--untimed]
 
 After `make demo`, on the halves trained with fp16 both ways, whose features are quantized nowhere. Up: the connector's
-outputs for test images, in messages of ten images; what is calibrated is calibrated on other images. Quantizers keep
-the projection that they start with, the identity, and `LevelProjection` makes features of levels; codecs without a
+outputs for test images, in messages of ten images; what is calibrated or planned is so on other test images. Quantizers
+keep the projection that they start with, the identity, and `LevelProjection` makes features of levels; codecs without a
 quantizer take features of zero mean and unit deviation in each channel, by the same images' statistics. Down: the
 gradients of the loss by those features, as they are.
 
@@ -32,25 +32,20 @@ from typing import Any
 
 import numpy as np
 import torch
+from frozen import Sample, Tensors, load
 from rate_distortion import bounds, draw, entropy, index_counts, markdown
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bitseam import codecs, config
 from bitseam.cli.machine import circumstances
-from bitseam.cli.main import locate
 from bitseam.codecs.one_bit import SCALES
-from bitseam.data.features import LiveFeatures
-from bitseam.data.rows import Row, read_rows
-from bitseam.errors import ModelError
-from bitseam.parties.checkpoint import load_client, load_server, newest
-from bitseam.parties.models import ServerModel
+from bitseam.evals.planning import UpPlanner
+from bitseam.parties.checkpoint import newest
 from bitseam.parties.seam import build_quantizer, build_seam
-from bitseam.parties.text import Prompter, TextBatch
 from bitseam.quant import ChannelStatistics, LevelProjection, TensorRDFSQ
 
 DEMO = Path("runs/demo/fp16")
-CALIBRATION, QUESTIONS, MESSAGE = 256, 2048, 10  # images, questions, images
 ELEMENTS, ROUNDS = 2_000_000, 5
 CLIPS = np.arange(0.5, 3.3, 0.1).round(1).tolist()  # where none is given, that of least error in calibration is taken
 
@@ -62,6 +57,7 @@ QUANTIZERS = [  # quantizer, levels, clip, coding
     ("learned-clip-fsq", 4, config.Up().clip, "packed"),
     *(("rate-fsq", levels, clip, "entropy") for levels, clip in ((15, 7.4), (9, 6.4))),
 ]
+PLANS = (0.5, 1, 1.5, 2)  # bits that `bitseam plan` is asked for
 _BOTH: dict[str, codecs.Codec] = {
     **{"fp32": codecs.Fp32(), "fp16": codecs.Fp16(), "bf16": codecs.Bf16()},
     **{f"one-bit, {scale}": codecs.OneBit(scale=scale) for scale in SCALES},
@@ -80,7 +76,6 @@ GRADIENTS = _BOTH | {
     **{f"entropy-stochastic {step:g}": codecs.EntropyStochastic(step) for step in (0.5, 1.5, 10, 60)},
 }
 
-Tensors = list[Tensor]  # messages (I, M, D)
 Map = Callable[[Tensor], Tensor]
 SAME = nn.Identity()
 
@@ -104,9 +99,10 @@ def main() -> None:
     parser.add_argument("--untimed", action="store_true", help="leave times out: the machine is not quiet")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    sample, about = load(*(newest(options.run, side) for side in ("client", "server")), options.questions)
+    sample, counts = load(*(newest(options.run, side) for side in ("client", "server")), options.questions)
+    about = circumstances(torch.get_num_threads()) | counts
     gradients, elements = sample.gradients(), 0 if options.untimed else ELEMENTS
-    up = compare(ups(sample.calibration), "up", sample.features, elements, sample)
+    up = compare(ups(sample), "up", sample.features, elements, sample)
     down = compare([Way(name, codec) for name, codec in GRADIENTS.items()], "down", gradients, elements)
     features = statistics_of(sample.calibration)(torch.cat(sample.features))
     lines = {"up": bounds(features), "down": bounds(torch.cat(gradients))}
@@ -117,74 +113,26 @@ def main() -> None:
         draw(figures, options.json.with_suffix(".png"))
 
 
-@dataclass(frozen=True)
-class Sample:
-    """Features of other images to calibrate on (I, M, D); features and questions of each message; a frozen half."""
-
-    calibration: Tensor
-    features: Tensors
-    texts: list[TextBatch]
-    language: ServerModel
-
-    @torch.no_grad()
-    def loss(self, features: Tensors) -> Tensor:
-        """Cross-entropy of the answers about each image (I,), nats, times I / tokens: its mean is that of a token."""
-        sums, tokens = [], 0
-        for text, x in zip(self.texts, features, strict=True):
-            losses = F.cross_entropy(*self.language.answer_logits(text, x), reduction="none")
-            image = torch.repeat_interleave(text.image, text.lengths)[text.answers]
-            sums.append(torch.zeros(len(x)).index_add(0, image, losses))
-            tokens += len(losses)
-        return torch.cat(sums) * sum(map(len, sums)) / tokens
-
-    def gradients(self) -> Tensors:
-        """Of the loss of each message, summed over answer tokens: what the server sends."""
-        leaves = [x.clone().requires_grad_() for x in self.features]
-        pairs = zip(self.texts, leaves, strict=True)
-        return [torch.autograd.grad(self.language.loss(text, x), x)[0] for text, x in pairs]
-
-
-@torch.no_grad()
-def load(client: Path, server: Path, questions: Path | None) -> tuple[Sample, dict[str, Any]]:
-    """What is compared on, and the circumstances."""
-    model, recipe, identity = load_client(client, locate)
-    language, _, other = load_server(server, locate)
-    if identity != other or language.image_projection is not None:
-        raise ModelError(f"{client} and {server}: not the halves of one run with floats at the seam")
-    by_image: dict[Path, list[Row]] = {}
-    for row in read_rows(questions or recipe.data.test):
-        by_image.setdefault(row.image, []).append(row)
-    groups = [list(by_image.values())[i] for i in np.random.default_rng(0).permutation(len(by_image))]
-    asked = np.cumsum([len(group) for group in groups[CALIBRATION:]])
-    tested = groups[CALIBRATION:][: int(np.searchsorted(asked, QUESTIONS)) + 1]
-    messages = [tested[i : i + MESSAGE] for i in range(0, len(tested), MESSAGE)]
-    tower, prompter = LiveFeatures(model.vision.eval()), Prompter(recipe.text, locate)
-
-    def images(chunk: list[list[Row]]) -> Tensor:
-        return model.vision(tower.of([group[0].image for group in chunk]))
-
-    def text(chunk: list[list[Row]]) -> TextBatch:
-        return prompter.batch(*zip(*((r.question, r.answer, r.image) for rows in chunk for r in rows), strict=True))
-
-    known = torch.cat([images(groups[i : i + 32]) for i in range(0, CALIBRATION, 32)])
-    language.eval().requires_grad_(False)
-    sample = Sample(known, [images(chunk) for chunk in messages], [text(chunk) for chunk in messages], language)
-    counts = {"images": len(tested), "questions": sum(map(len, tested)), "calibration_images": CALIBRATION}
-    return sample, circumstances(torch.get_num_threads()) | counts | {"weights": str(identity)}
-
-
 def statistics_of(calibration: Tensor) -> ChannelStatistics:
     normalise = ChannelStatistics(calibration.shape[-1], 0.0).eval()
     normalise.calibrate(calibration)
     return normalise
 
 
-def ups(calibration: Tensor) -> list[Way]:
-    """The codecs of features, calibrated on features (I, M, D)."""
-    normalise = statistics_of(calibration)
+def ups(sample: Sample) -> list[Way]:
+    """The codecs of features."""
+    normalise = statistics_of(sample.calibration)
     back = projection(normalise.mean, normalise.std)
     direct = [Way(name, codec, normalise, back) for name, codec in FEATURES.items()]
-    return [quantized(calibration, *settings) for settings in QUANTIZERS] + direct
+    quantizers = [quantized(sample.calibration, *settings) for settings in QUANTIZERS]
+    return quantizers + [planned(sample.planner, bits) for bits in PLANS] + direct
+
+
+def planned(planner: UpPlanner, bits: float) -> Way:
+    coded = planner.of_bits(bits).coded["image"]
+    codec = coded.codec
+    up = config.Up("step-fsq", levels=codec.levels, coding="entropy", groups=codec.groups)
+    return Way(f"step-fsq planned for {bits:g}", codec, coded.levels, projection(*coded.quantizer.statistics()), up)
 
 
 @torch.no_grad()

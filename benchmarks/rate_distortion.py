@@ -24,11 +24,12 @@ from bitseam.codecs import (
 )
 from bitseam.codecs.blocks import read_scales
 from bitseam.codecs.packing import packed_bytes, unpack
+from bitseam.quant.planning import differential_entropy
 
 TITLES = {"up": "Up: features of test images", "down": "Down: gradients by these features"}
 COLOURS = {  # by how a codec's name begins
     ("rd-fsq-tensor", "tanh", "learned"): ("tab:cyan", "other quantizers"),
-    ("rd-fsq", "rate", "stochastic", "entropy-stochastic"): ("tab:blue", "what recipes take"),
+    ("rd-fsq", "rate", "step", "stochastic", "entropy-stochastic"): ("tab:blue", "what recipes take"),
     ("one-bit",): ("tab:purple", "one bit"),
     ("top-k", "randomized"): ("tab:orange", "sparse"),
     ("splitfc",): ("tab:green", "SplitFC"),
@@ -41,21 +42,17 @@ LEAST_BITS, MOST_BITS = 0.08, 14.0
 def bounds(x: Tensor) -> dict[str, list[tuple[float, float]]]:
     """Lines of (bits, relative mse) for x (..., D), tokens taken as independent of each other.
 
-    Gaussian R(D) is the most that values of these variances can need; the lower bound goes by each channel's entropy as
-    Vasicek estimates it (1976), and holds for coders that take every channel by itself. Channels together are turned to
-    the principal directions of the first half, and measured on the second.
+    Gaussian R(D) is the most that values of these variances can need; the lower bound goes by each channel's entropy,
+    and holds for coders that take every channel by itself. Channels together are turned to the principal directions of
+    the first half, and measured on the second.
     """
     rows = x.reshape(-1, x.shape[-1]).double()
-    apart = max(1, round(len(rows) ** 0.5 / 2))
-    ordered = rows.sort(dim=0).values
-    spacing = (ordered[apart:] - ordered[:-apart]).clamp_min(1e-300).log().mean(dim=0)
-    known = torch.digamma(torch.tensor([len(rows) + 1.0, apart], dtype=torch.float64))
-    nats = spacing + known[0] - known[1]
+    entropy_powers = 4 ** differential_entropy(rows) / (2 * np.pi * np.e)
     first, second = rows.tensor_split(2)
     turned = second @ torch.linalg.eigh(first.T.cov()).eigenvectors
     return {
         "Gaussian R(D), channel by channel": water_filling(rows.square().mean(dim=0), rows),
-        "Shannon lower bound, channel by channel": water_filling(torch.exp(2 * nats) / (2 * np.pi * np.e), rows),
+        "Shannon lower bound, channel by channel": water_filling(entropy_powers, rows),
         "Gaussian R(D), channels together": water_filling(turned.square().mean(dim=0), second),
     }
 
@@ -127,7 +124,7 @@ def _cell(row: dict[str, Any], name: str) -> str:
             return f"{row['cosine']:.4f}"
         case "loss" | "over default":
             key = "loss_increase" if name == "loss" else "over_default"
-            return "" if row[key] is None else f"{row[key]:+.4f} ± {row[f'{key}_error']:.4f}"
+            return "" if row[key] is None else f"{row[key]:+z.4f} ± {row[f'{key}_error']:.4f}"
         case _:
             return "" if row["copy_s"] is None else f"{row[f'{name}_s'] / row['copy_s']:.1f}"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any, get_args
@@ -16,6 +17,8 @@ from bitseam.codecs import _CODECS
 from bitseam.config import GradientName, QuantizerName
 from bitseam.data.rows import Row, write_rows
 from bitseam.errors import ModelError
+from bitseam.evals import planning
+from bitseam.evals.planning import FrozenPair, UpPlanner
 from bitseam.parties.checkpoint import Identity, build_client, build_server, save_client, save_server
 from bitseam.parties.text import Prompter
 
@@ -37,13 +40,16 @@ def sample(bench: ModuleType, tiny: Tiny) -> Any:
     language = build_server(recipe, str).eval().requires_grad_(False)
     scale = torch.logspace(-1, 1, WIDTH)
     known, *features = (torch.randn(count, 4, WIDTH) * scale + scale for count in (16, 2, 2))
-    return bench.Sample(known, features, [text, text], language)
+    pair = FrozenPair(build_client(recipe, str), language)
+    loss, gradient = pair.gradients(text, {"image": known})
+    planner = UpPlanner(pair, [planning.Sample(text, {"image": known}, gradient, loss)], 2)
+    return bench.Sample(known, planner, features, [text, text], language)
 
 
 @pytest.fixture(scope="module")
 def rows(bench: ModuleType, sample: Any) -> dict[tuple[str, str], dict[str, Any]]:
-    bench.ROUNDS, bench.CLIPS = 1, [1.0, 1.5]
-    up = bench.compare(bench.ups(sample.calibration), "up", sample.features, 300, sample)
+    bench.ROUNDS, bench.CLIPS, bench.PLANS = 1, [1.0, 1.5], [3]
+    up = bench.compare(bench.ups(sample), "up", sample.features, 300, sample)
     ways = [bench.Way(name, codec) for name, codec in bench.GRADIENTS.items()]
     down = bench.compare(ways, "down", sample.gradients(), 300)
     return {(row["direction"], row["codec"]): row for row in up + down}
@@ -60,7 +66,7 @@ def test_every_codec_and_quantizer_is_compared(rows: dict[tuple[str, str], dict[
 
 
 def test_rows_are_whole_and_named_once(bench: ModuleType, rows: dict[tuple[str, str], dict[str, Any]]) -> None:
-    assert len(rows) == len(bench.QUANTIZERS) + len(bench.FEATURES) + len(bench.GRADIENTS)
+    assert len(rows) == len(bench.QUANTIZERS) + len(bench.PLANS) + len(bench.FEATURES) + len(bench.GRADIENTS)
     for (direction, name), row in rows.items():
         assert row["elements"] == 2 * 2 * 4 * WIDTH
         assert row["bits_per_element"] > 0, name
@@ -148,6 +154,7 @@ def test_checkpoints_are_read(bench: ModuleType, tiny: Tiny, tmp_path: Path, mon
         Image.new("RGB", (8, 8), (40 * number, 0, 0)).save(tmp_path / f"{number}.png")
         rows += [Row(tmp_path / f"{number}.png", question, "yes") for question in ("a cat ?", "a dog ?")]
     write_rows(tmp_path / "rows.jsonl", rows)
+    frozen = sys.modules["frozen"]
     for quantizer in ("fp16", "rd-fsq"):
         recipe = make_recipe(tiny, seam__image_up__quantizer=quantizer, data__test=str(tmp_path / "rows.jsonl"))
         torch.manual_seed(0)
@@ -155,9 +162,9 @@ def test_checkpoints_are_read(bench: ModuleType, tiny: Tiny, tmp_path: Path, mon
             save(build(recipe, str), recipe, Identity("run", 1), tmp_path / quantizer)
             for save, build in ((save_client, build_client), (save_server, build_server))
         ]
-        monkeypatch.setattr(bench, "CALIBRATION", 2)
-        monkeypatch.setattr(bench, "QUESTIONS", 5)
-        monkeypatch.setattr(bench, "MESSAGE", 2)
+        monkeypatch.setattr(frozen, "CALIBRATION", 2)
+        monkeypatch.setattr(frozen, "QUESTIONS", 5)
+        monkeypatch.setattr(frozen, "MESSAGE", 2)
         if quantizer == "rd-fsq":
             with pytest.raises(ModelError, match="floats at the seam"):
                 bench.load(*folders, None)
