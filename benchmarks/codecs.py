@@ -8,7 +8,7 @@ keep the projection that they start with, the identity, and `LevelProjection` ma
 quantizer take features of zero mean and unit deviation in each channel, by the same images' statistics. Down: the
 gradients of the loss by those features, as they are.
 
-bits_per_element  8 * len(payload) / elements, with learned tables once; channel statistics, sent once a run, left out
+bits_per_element  8 * len(payload) / elements, with learned tables once; channel statistics left out
 entropy_bits      of the indices, within each table where there are several; null for codecs without an index a value
 mse, cosine       of all values as one vector, up in deviations of a channel; mse is relative to the mean square
 loss_increase     cross-entropy of an answer token over that with exact features, nats, language model frozen;

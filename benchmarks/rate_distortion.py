@@ -59,7 +59,7 @@ def bounds(x: Tensor) -> dict[str, list[tuple[float, float]]]:
 
 def water_filling(powers: Tensor, rows: Tensor) -> list[tuple[float, float]]:
     """Reverse water-filling over Gaussian channels of these powers (D,) (Cover and Thomas, chapter 10)."""
-    level = float(powers.max()) * torch.logspace(0, -20, 81, 2, dtype=torch.float64)[:, None]
+    level = float(powers.max()) * torch.logspace(0, -24, 97, 2, dtype=torch.float64)[:, None]
     bits = (powers.clamp_min(1e-300) / level).log2().clamp_min(0).mean(dim=1) / 2
     error = torch.minimum(powers, level).mean(dim=1) / rows.square().mean()
     return [(float(f"{b:.4g}"), float(f"{e:.4g}")) for b, e in zip(bits.tolist(), error.tolist(), strict=True)]
@@ -148,7 +148,7 @@ def draw(figures: dict[str, Any], path: Path) -> None:
             at = [(row["bits_per_element"], row["mse"]) for row in rows if _colour(row) == (colour, meaning)]
             axes.scatter(*zip(*at, strict=True), 16, color=colour, zorder=3, label=meaning)
         groups: dict[str, list[dict[str, Any]]] = {}  # of rows with the same levels, packed and at their entropy
-        for row in sorted(rows, key=lambda row: (-row["mse"], -row["bits_per_element"])):
+        for row in sorted(rows, key=lambda row: (-float(f"{row['mse']:.4g}"), -row["bits_per_element"])):
             groups.setdefault(f"{row['mse']:.4g}", []).append(row)
         place = (axes.transData + axes.transAxes.inverted()).transform  # in shares of the axes
         places = [place([(r["bits_per_element"], r["mse"]) for r in same]).tolist() for same in groups.values()]
