@@ -17,6 +17,7 @@ import statistics
 import time
 from collections.abc import Callable
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 
 import constriction
@@ -42,7 +43,7 @@ def main() -> None:
     parser.add_argument("--groups", type=int, nargs="*", default=[1, 16, 64, 192], metavar="N")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    about = circumstances(torch.get_num_threads()) | {"constriction": constriction.__version__}
+    about = circumstances(torch.get_num_threads()) | {"constriction": version("constriction")}
     for name, value in about.items():
         print(f"{name:12} {value}")
     bits = measure_bits(options.groups)

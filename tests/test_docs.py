@@ -5,11 +5,15 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import get_args
 
 import pytest
+from conftest import load_benchmark
 from typer.testing import CliRunner
 
 from bitseam.cli.main import app
+from bitseam.codecs import _CODECS
+from bitseam.config import QuantizerName
 from bitseam.evals.report import summary_markdown
 
 ROOT = Path(__file__).parent.parent
@@ -62,6 +66,17 @@ def test_keys_in_the_guide_are_keys_of_recipes() -> None:
 def test_readme_table_is_that_of_the_kept_report() -> None:
     report = json.loads((ROOT / "docs" / "results" / "demo.json").read_text())
     assert summary_markdown(report).strip() in (ROOT / "README.md").read_text()
+
+
+def test_codecs_table_is_that_of_the_kept_figures() -> None:
+    figures = json.loads((ROOT / "docs" / "results" / "codecs.json").read_text())
+    assert load_benchmark("rate_distortion").markdown(figures) in (ROOT / "docs" / "codecs.md").read_text()
+
+
+def test_codecs_page_tells_of_each() -> None:
+    page = (ROOT / "docs" / "codecs.md").read_text()
+    told = set(re.findall(r"`([\w-]+)`", " ".join(re.findall(r"^\*\*(.+?)\*\*", page, re.MULTILINE))))
+    assert told == {*_CODECS, *get_args(QuantizerName), "Delta"}
 
 
 def test_results_have_a_row_each() -> None:
