@@ -21,7 +21,6 @@ from bitseam.evals.answers import wilson
 
 RECIPE = Path("recipes/demo.toml")
 POINTS = {
-    "288 channels": ("seam.image_up.channels=288",),
     "48 channels": ("seam.image_up.channels=48",),
     "24 channels": ("seam.image_up.channels=24", "seam.image_down.step=2"),
 }

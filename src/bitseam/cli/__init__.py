@@ -10,7 +10,8 @@ import platform
 os.environ.setdefault("GOMP_SPINCOUNT", "3000")
 
 # glibc gives a large tensor's pages back to the system when it is freed and takes fresh ones for the next: 8 % of a
-# step. Numbers of mallopt(3): trim threshold, maps, arenas (only the first one's memory can be kept without maps).
+# step. It keeps them here, and `bitseam.parties.heap` gives them back now and then. Numbers of mallopt(3): trim
+# threshold, maps, arenas (only the first one's memory can be kept without maps).
 if platform.libc_ver()[0] == "glibc":
     for option, value in ((-1, 2**31 - 1), (-4, 0), (-8, 1)):
         ctypes.CDLL(None).mallopt(option, value)

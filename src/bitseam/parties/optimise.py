@@ -10,6 +10,7 @@ from transformers import get_cosine_schedule_with_warmup
 
 from bitseam import config
 from bitseam.errors import NonFiniteError
+from bitseam.parties import heap
 
 
 class Stepper:
@@ -49,6 +50,8 @@ class Stepper:
         self.optimizer.step()
         self.schedule.step()
         self.clear()
+        if self.schedule.last_epoch % heap.EVERY == 0:
+            heap.trim_heap()
         return norm
 
     def clear(self) -> None:
