@@ -40,7 +40,7 @@ ROUNDS = 5
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
-    parser.add_argument("--groups", type=int, nargs="*", default=[1, 16, 64, 192], metavar="N")
+    parser.add_argument("--groups", type=int, nargs="*", default=[1, 16, 64, 96], metavar="N")
     options = parser.parse_args()
     torch.set_num_threads(1)
     about = circumstances(torch.get_num_threads()) | {"constriction": version("constriction")}
