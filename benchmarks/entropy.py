@@ -24,6 +24,7 @@ import constriction
 import numpy as np
 import torch
 from PIL import Image
+from rate_distortion import entropy
 
 from bitseam.cli.machine import circumstances
 from bitseam.codecs import EntropyUniform
@@ -80,11 +81,10 @@ def measure_bits(choices: list[int]) -> dict[int, dict[str, float]]:
         codec = codec.learned(codec.counts(known))
         counts = sum(codec.counts(levels) for levels in coded)
         total = float(counts.sum())
-        shares = counts / counts.sum(axis=1, keepdims=True)
-        entropy = -float((counts * np.log2(np.where(counts > 0, shares, 1))).sum()) / total
         tables = len(codec.table_bytes())
         sent = 8 * (sum(len(codec.encode(levels)) for levels in coded) + tables) / total
-        figures[groups] = {"entropy": entropy, "sent": sent, "over": sent / entropy - 1, "table_bytes": tables}
+        least = entropy(counts)
+        figures[groups] = {"entropy": least, "sent": sent, "over": sent / least - 1, "table_bytes": tables}
     return figures
 
 

@@ -16,7 +16,7 @@ from bitseam.data.features import LiveFeatures
 from bitseam.data.rows import Row, read_rows
 from bitseam.errors import ModelError
 from bitseam.evals.planning import FrozenPair, UpPlanner, tokens
-from bitseam.parties.checkpoint import load_client, load_server
+from bitseam.parties.checkpoint import load_pair
 from bitseam.parties.models import ServerModel
 from bitseam.parties.text import Prompter, TextBatch
 
@@ -59,10 +59,9 @@ def load(client: Path, server: Path, questions: Path | None) -> tuple[Sample, di
 
     Raises ModelError for halves of different runs, or trained with codes at the seam.
     """
-    model, recipe, identity = load_client(client, locate)
-    language, _, other = load_server(server, locate)
-    if identity != other or language.image_projection is not None:
-        raise ModelError(f"{client} and {server}: not the halves of one run with floats at the seam")
+    model, language, recipe, identity = load_pair(client, server, locate)
+    if language.image_projection is not None:
+        raise ModelError(f"{client} and {server}: not the halves of a run with floats at the seam")
     by_image: dict[Path, list[Row]] = {}
     for row in read_rows(questions or recipe.data.test):
         by_image.setdefault(row.image, []).append(row)

@@ -22,9 +22,9 @@ from bitseam.codecs import (
     Stochastic,
     Uniform,
 )
-from bitseam.codecs.blocks import read_scales
+from bitseam.codecs.entropy_stochastic import MAX_REACH
 from bitseam.codecs.packing import packed_bytes, unpack
-from bitseam.quant.planning import differential_entropy
+from bitseam.quant import planning
 
 TITLES = {"up": "Up: features of test images", "down": "Down: gradients by these features"}
 COLOURS = {  # by how a codec's name begins
@@ -47,20 +47,20 @@ def bounds(x: Tensor) -> dict[str, list[tuple[float, float]]]:
     the first half, and measured on the second.
     """
     rows = x.reshape(-1, x.shape[-1]).double()
-    entropy_powers = 4 ** differential_entropy(rows) / (2 * np.pi * np.e)
+    entropy_powers = 4 ** planning.differential_entropy(rows) / (2 * np.pi * np.e)
     first, second = rows.tensor_split(2)
     turned = second @ torch.linalg.eigh(first.T.cov()).eigenvectors
     return {
-        "Gaussian R(D), channel by channel": water_filling(rows.square().mean(dim=0), rows),
-        "Shannon lower bound, channel by channel": water_filling(entropy_powers, rows),
-        "Gaussian R(D), channels together": water_filling(turned.square().mean(dim=0), second),
+        "Gaussian R(D), channel by channel": rate_distortion_curve(rows.square().mean(dim=0), rows),
+        "Shannon lower bound, channel by channel": rate_distortion_curve(entropy_powers, rows),
+        "Gaussian R(D), channels together": rate_distortion_curve(turned.square().mean(dim=0), second),
     }
 
 
-def water_filling(powers: Tensor, rows: Tensor) -> list[tuple[float, float]]:
+def rate_distortion_curve(powers: Tensor, rows: Tensor) -> list[tuple[float, float]]:
     """Reverse water-filling over Gaussian channels of these powers (D,) (Cover and Thomas, chapter 10)."""
     level = float(powers.max()) * torch.logspace(0, -24, 97, 2, dtype=torch.float64)[:, None]
-    bits = (powers.clamp_min(1e-300) / level).log2().clamp_min(0).mean(dim=1) / 2
+    bits = planning.water_filling(powers.clamp_min(1e-300), torch.ones_like(powers), level).mean(dim=1)
     error = torch.minimum(powers, level).mean(dim=1) / rows.square().mean()
     return [(float(f"{b:.4g}"), float(f"{e:.4g}")) for b, e in zip(bits.tolist(), error.tolist(), strict=True)]
 
@@ -73,9 +73,8 @@ def index_counts(codec: Codec, payload: bytes, decoded: Tensor) -> np.ndarray | 
         case EntropyUniform():
             return codec.counts(decoded)
         case EntropyStochastic():
-            steps = read_scales(payload[: 2 * len(decoded)], codec.codec_id).clamp_min(torch.finfo().tiny)
-            multiples = (decoded / steps[:, None, None]).round().int() + 127
-            return np.bincount(multiples.flatten(), minlength=255)[None]
+            multiples = codec.multiples(payload, decoded.shape).int()
+            return np.bincount(multiples + MAX_REACH, minlength=2 * MAX_REACH + 1)[None]
         case Stochastic() | BlockwiseInt():
             levels = codec.levels
         case NormalFloat():
@@ -90,8 +89,8 @@ def index_counts(codec: Codec, payload: bytes, decoded: Tensor) -> np.ndarray | 
 
 def entropy(counts: np.ndarray) -> float:
     """Bits an index, each table (G, L) on its own."""
-    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    return -float((counts * np.log2(np.where(counts > 0, shares, 1))).sum() / counts.sum())
+    weights = torch.from_numpy(counts.sum(axis=1)).double()
+    return float(planning.entropy(torch.from_numpy(counts)) @ weights / weights.sum())
 
 
 def markdown(figures: dict[str, Any]) -> str:

@@ -21,6 +21,7 @@ from pathlib import Path
 
 import torch
 from PIL import Image
+from traffic import told
 
 from bitseam import config
 from bitseam.cli.machine import circumstances
@@ -28,7 +29,7 @@ from bitseam.cli.main import locate
 from bitseam.data.assets import cache_folder
 from bitseam.data.features import StoredFeatures
 from bitseam.data.rows import Row, open_image, read_rows
-from bitseam.evals import evaluate, wilson
+from bitseam.evals import evaluate
 from bitseam.parties.checkpoint import load_client, newest
 from bitseam.parties.client import ClientSession
 from bitseam.parties.seam import build_seam, terms
@@ -53,22 +54,21 @@ def main() -> None:
         "images": len(images),
         "jpeg90_input_bytes": jpeg_bytes(images, (recipe.client.image_size, recipe.client.image_size)),
         "jpeg90_file_bytes": jpeg_bytes(images, None),
-        "rows": [at(levels, recipe, options.demo / "coded", tests) for levels in RATES],
+        "rows": [at(levels, recipe, options.demo / "coded", tests, len(images)) for levels in RATES],
     }
     print(
         f"JPEG 90: {figures['jpeg90_input_bytes']:,.0f} bytes an image of the model's input, "
         f"{figures['jpeg90_file_bytes']:,.0f} of the picture as filed"
     )
     for row in figures["rows"]:
-        tasks = {task: (score["correct"], score["total"]) for task, score in row["tasks"].items()}
-        shares = [f"{task} {c / n:.1%} ({'{:.1%} to {:.1%}'.format(*wilson(c, n))})" for task, (c, n) in tasks.items()]
+        shares = [f"{task} {told(score['correct'], score['total'])}" for task, score in row["tasks"].items()]
         print(f"{row['levels']:3} levels {row['bytes_per_image']:7.0f} bytes an image  {'  '.join(shares)}")
     if options.json:
         options.json.write_text(json.dumps(figures, indent=1) + "\n")
 
 
-def at(levels: int, recipe: config.Recipe, run: Path, tests: Sequence[Row]) -> dict:
-    """Scores of the trained halves in `run` with so many levels."""
+def at(levels: int, recipe: config.Recipe, run: Path, tests: Sequence[Row], images: int) -> dict:
+    """Scores of the trained halves in `run` with so many levels; images: that the tests are about."""
     up = replace(recipe.seam.image_up, levels=levels, clip=RATES[levels])
     recipe = replace(recipe, seam=replace(recipe.seam, image_up=up))
     party = build_party(recipe, locate, newest(run, "server"))
@@ -82,14 +82,10 @@ def at(levels: int, recipe: config.Recipe, run: Path, tests: Sequence[Row]) -> d
         features = StoredFeatures(model.vision, asdict(recipe.client), tests, cache_folder() / "features")
         result = evaluate(session, prompter, tests, features.of)
     server.join()
-    sent = sum(
-        entry.bytes for (_, kind, part), entry in session.ledger.entries.items() if (kind, part[:5]) == ("Ask", "image")
-    )
-    count = len(list(groupby(row.image for row in tests)))
     return {
         "levels": levels,
         "clip": RATES[levels],
-        "bytes_per_image": sent / count,
+        "bytes_per_image": session.ledger.coded_bytes("Ask", "image") / images,
         "tasks": {task: vars(score) for task, score in result.scores.items()},
     }
 

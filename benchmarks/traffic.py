@@ -91,9 +91,14 @@ def show(rows: list[dict]) -> None:
     """A table on the screen."""
     for row in rows:
         fp16, own = row["fp16_up_bytes"] + row["fp16_down_bytes"], row["up_bytes"] + row["down_bytes"]
-        low, high = wilson(row["correct"], row["total"])
-        accuracy = f"{row['correct'] / row['total']:.1%} ({low:.1%} to {high:.1%})"
+        accuracy = told(row["correct"], row["total"])
         print(f"{row['recipe']:12} {own / 1e6:8.2f} MB {fp16 / own:6.1f} times fewer  {row['task']:12} {accuracy}")
+
+
+def told(correct: int, total: int) -> str:
+    """An accuracy with its 95 % interval."""
+    low, high = wilson(correct, total)
+    return f"{correct / total:.1%} ({low:.1%} to {high:.1%})"
 
 
 if __name__ == "__main__":

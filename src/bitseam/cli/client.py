@@ -128,11 +128,7 @@ def run_question(
             sys.stdout.flush()
             shown = answer
         sys.stdout.write("\n")
-        codes = sum(
-            entry.bytes
-            for (_, kind, part), entry in party.session.ledger.entries.items()
-            if kind == "Ask" and "image" in part
-        )
+        codes = party.session.ledger.coded_bytes("Ask", "image")
         Console(stderr=True).print(
             f"the image went up as {codes:,} bytes of codes; its file has {os.path.getsize(image):,}"
         )

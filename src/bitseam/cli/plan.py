@@ -18,11 +18,11 @@ from bitseam.cli.machine import circumstances
 from bitseam.data.batches import Batches
 from bitseam.data.features import LiveFeatures
 from bitseam.data.rows import read_rows
-from bitseam.errors import ConfigError, ModelError
+from bitseam.errors import ConfigError
 from bitseam.evals.plan_figure import draw_plan
 from bitseam.evals.plan_report import DownPlan, channels_of, rows_of
 from bitseam.evals.planning import FrozenPair, Sample, UpPlan, UpPlanner, loss_increase
-from bitseam.parties.checkpoint import Locate, load_client, load_server
+from bitseam.parties.checkpoint import Locate, load_pair
 from bitseam.parties.device import choose_device
 from bitseam.parties.text import Prompter
 
@@ -69,10 +69,7 @@ def run_plan(
     recipe: config.Recipe, locate: Locate, client: Path, server: Path, target: Target, out: Path, batches: int
 ) -> None:
     """Write OUT/plan.json, plan.png and plan.toml. All is chosen on calibration data; held-out data are measured."""
-    client_model, trained, identity = load_client(client, locate)
-    server_model, _, other = load_server(server, locate)
-    if identity != other:
-        raise ModelError(f"{client} is {identity}, {server} is {other}: not two halves of one model")
+    client_model, server_model, trained, identity = load_pair(client, server, locate)
     if (trained.seam.width, trained.seam.text) != (recipe.seam.width, recipe.seam.text):
         raise ConfigError(f"seam.width and seam.text are not those that {client} was trained with")
     device = choose_device(recipe.device)

@@ -71,6 +71,10 @@ class EntropyUniform(Codec):
         """The same codec with the tables that fit counts (groups, L) best."""
         return replace(self, tables=tuple(map(table_of, counts)))
 
+    def group_of(self, channels: int) -> NDArray[np.int64]:
+        """The group of each channel: (C,)."""
+        return np.arange(channels) * self.groups // channels
+
     def bits(self, counts: NDArray) -> float:
         """What indices with these counts (groups, L) take, in bits, without the ends of lanes."""
         return float((counts * self.symbol_bits()).sum())

@@ -68,10 +68,19 @@ class EntropyStochastic(Codec):
         table = table_of(np.bincount(symbols, minlength=2 * reach + 1))
         return head + np.array(table, "<u2").tobytes() + encode(symbols, _one_run(table, len(symbols)))
 
+    def multiples(self, payload: bytes, shape: tuple[int, ...]) -> Tensor:
+        """The whole multiples in a payload: int16 (elements). Raises CodecError as `decode` does."""
+        return self._read(payload, shape)[1]
+
     def _decode(self, payload: bytes, shape: tuple[int, ...]) -> Tensor:
+        steps, multiples = self._read(payload, shape)
+        return multiples.float().reshape(len(steps), -1) * steps[:, None] if len(steps) else multiples.float()
+
+    def _read(self, payload: bytes, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+        """Steps (items) and multiples (elements); neither of a tensor without elements."""
         count, items = math.prod(shape), _items(shape)
         if not count:
-            return torch.zeros(0)
+            return torch.zeros(0), torch.zeros(0, dtype=torch.int16)
         if len(payload) < 2 * items + 1:
             raise CodecError(f"codec {self.codec_id}: {len(payload)} bytes end within the steps of {items} items")
         steps, reach = read_scales(payload[: 2 * items], self.codec_id), payload[2 * items]
@@ -82,13 +91,12 @@ class EntropyStochastic(Codec):
         if not reach:
             if len(payload) > at:
                 raise CodecError(f"codec {self.codec_id}: {len(payload) - at} bytes after zeros")
-            return torch.zeros(count)
+            return steps, torch.zeros(count, dtype=torch.int16)
         if len(payload) < end:
             raise CodecError(f"codec {self.codec_id}: {len(payload)} bytes end within the table")
         table = checked_table(np.frombuffer(payload[at:end], "<u2").tolist())
         symbols = decode(payload[end:], _one_run(table, count))
-        multiples = torch.from_numpy(symbols).float().sub_(reach)
-        return multiples.reshape(items, -1) * steps[:, None]
+        return steps, torch.from_numpy(symbols).to(torch.int16).sub_(reach)
 
 
 def _one_run(table: tuple[int, ...], count: int) -> Runs:

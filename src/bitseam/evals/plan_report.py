@@ -12,12 +12,10 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from bitseam.codecs import EntropyStochastic
-from bitseam.codecs.blocks import read_scales
 from bitseam.evals.planning import Coded, Sample, tokens
 from bitseam.quant.planning import (
     crossing,
@@ -63,7 +61,7 @@ def _measured(coded: Coded, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Bits under the codec's tables (C,), distortion (C,), and counts (C, L)."""
     levels, codec = coded.levels(z), coded.codec
     counts = symbol_counts(levels, codec.levels)
-    cost = codec.symbol_bits()[np.arange(len(counts)) * codec.groups // len(counts)]
+    cost = codec.symbol_bits()[codec.group_of(len(counts))]
     bits = (counts * torch.from_numpy(cost)).sum(1) / len(z)
     return bits, (z - coded.decoded(levels)).double().square().mean(0), counts
 
@@ -134,8 +132,6 @@ class DownPlan:
             decoded = codec.decode(payload, gradient.shape)
             size += len(payload)
             error += float((decoded - gradient).double().square().sum())
-            steps = read_scales(payload[: 2 * len(gradient)], codec.codec_id)  # zero where a whole item is
-            units = decoded.reshape(len(gradient), -1) / torch.where(steps > 0, steps, 1)[:, None]
-            multiples.append(units.round().long().reshape(-1))
+            multiples.append(codec.multiples(payload, gradient.shape).long())
         count = sum(gradient.numel() for gradient in gradients)
         return 8 * size / count, error / count, torch.cat(multiples)

@@ -198,9 +198,9 @@ def fitted(codes: Tensor, levels: int, elements: int) -> EntropyUniform:
     for groups in sorted({*(2**i for i in range(channels.bit_length())), channels}):
         if groups > MAX_GROUPS:
             break
-        of_groups = np.zeros((groups, levels), np.int64)
-        np.add.at(of_groups, np.arange(channels) * groups // channels, counts)
-        codec = replace(best, groups=groups, tables=()).learned(of_groups)
+        codec, of_groups = replace(best, groups=groups, tables=()), np.zeros((groups, levels), np.int64)
+        np.add.at(of_groups, codec.group_of(channels), counts)
+        codec = codec.learned(of_groups)
         bits = codec.bits(of_groups) / codes.numel() * elements + 8 * len(codec.table_bytes())
         if bits < least:
             best, least = codec, bits

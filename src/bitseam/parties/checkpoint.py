@@ -121,6 +121,15 @@ def load_server(
     return model, recipe, identity
 
 
+def load_pair(client: Path, server: Path, locate: Locate) -> tuple[ClientModel, ServerModel, config.Recipe, Identity]:
+    """Both halves; the recipe is the client's. Raises ModelError where they are not of one run and step."""
+    client_model, recipe, identity = load_client(client, locate)
+    server_model, _, other = load_server(server, locate)
+    if identity != other:
+        raise ModelError(f"{client} is {identity}, {server} is {other}: not two halves of one model")
+    return client_model, server_model, recipe, identity
+
+
 def read_config(folder: Path) -> tuple[config.Recipe, Identity]:
     """The recipe and identity of a checkpoint."""
     try:

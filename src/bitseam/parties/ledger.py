@@ -48,6 +48,12 @@ class Ledger:
         rows = [entry for (way, _, _), entry in self.entries.items() if direction in (None, way)]
         return Entry(sum(r.messages for r in rows), sum(r.bytes for r in rows), sum(r.fp16_bytes for r in rows))
 
+    def coded_bytes(self, kind: str, part: str) -> int:
+        """Payloads of a part ("image", "text") in messages of a kind, whichever the codec."""
+        return sum(
+            row.bytes for (_, of, name), row in self.entries.items() if of == kind and name.startswith(f"{part} (")
+        )
+
     def rows(self) -> list[dict[str, str | int]]:
         """Plain rows for logs and reports, largest first."""
         return [

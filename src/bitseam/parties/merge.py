@@ -27,10 +27,9 @@ from transformers import (
 from transformers.modeling_outputs import CausalLMOutput
 
 from bitseam import config
-from bitseam.errors import ModelError
 from bitseam.halves.client import LlavaTower, LlavaVision, half_from_llava, half_from_tower
 from bitseam.halves.server import ServerHalf
-from bitseam.parties.checkpoint import Locate, load_client, load_server
+from bitseam.parties.checkpoint import Locate, load_pair
 from bitseam.parties.models import ClientModel, ServerModel
 from bitseam.parties.text import Prompter, TextBatch
 
@@ -102,10 +101,7 @@ AutoModel.register(BitseamConfig, BitseamModel)
 
 def merge(client: Path, server: Path, out: Path, locate: Locate) -> None:
     """Write the joined model to `out`. Raises ModelError where the halves are not of one run and step."""
-    client_model, recipe, client_identity = load_client(client, locate)
-    server_model, _, server_identity = load_server(server, locate)
-    if client_identity != server_identity:
-        raise ModelError(f"{client} is {client_identity}, {server} is {server_identity}: not two halves of one model")
+    client_model, server_model, recipe, _ = load_pair(client, server, locate)
     language = server_model.language.model
     if recipe.server.tune == "lora":
         server_model.language.model = language = language.merge_and_unload()

@@ -50,7 +50,7 @@ class Stepper:
         self.optimizer.step()
         self.schedule.step()
         self.clear()
-        if self.schedule.last_epoch % heap.EVERY == 0:
+        if self.schedule.last_epoch % heap.TRIM_EVERY == 0:
             heap.trim_heap()
         return norm
 

@@ -64,8 +64,8 @@ def plan_channels(z: Tensor, sensitivity: Tensor, theta: float) -> ChannelPlan:
     return ChannelPlan(theta, var.double(), weight, rate, step * kept, torch.where(kept, levels, 1))
 
 
-def water_filling(variance: Tensor, sensitivity: Tensor, theta: float) -> Tensor:
-    """R_c (C,) in bits at a water level."""
+def water_filling(variance: Tensor, sensitivity: Tensor, theta: float | Tensor) -> Tensor:
+    """R_c (C,) in bits at a water level, or at each of several: theta (T, 1) gives (T, C)."""
     return (0.5 * torch.log2(sensitivity * variance / theta)).clamp_min(0)
 
 
