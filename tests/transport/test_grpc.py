@@ -159,7 +159,14 @@ def test_no_server(net: Net) -> None:
 def test_both_sides_are_named_with_their_certificates(net: Net, held: Held) -> None:
     client = net.connect(net.serve(held, net.tls("server")), net.tls("client"))
     assert client.peer.startswith("server 'server' (SHA-256 ")
-    assert held.next().peer.startswith("client 'client' (SHA-256 ")
+    server = held.next()
+    assert server.peer.startswith("client 'client' (SHA-256 ")
+    assert (client.name, server.name) == ("server", "client")
+
+
+def test_in_plaintext_nobody_has_a_name(net: Net, held: Held) -> None:
+    client = net.connect(net.serve(held))
+    assert (client.name, held.next().name) == ("", "")
 
 
 def mixed(authority: Tls, own: Tls) -> Tls:

@@ -10,9 +10,13 @@ from bitseam.errors import PeerGoneError
 
 
 class Channel(ABC):
-    """One session's way to its peer. `peer` says who that is, for logs."""
+    """One session's way to its peer. `peer` says who that is, for logs; `name` is what its certificate calls it.
+
+    name: the subject's common name, "" where no certificate speaks for the peer.
+    """
 
     peer: str
+    name: str
 
     @abstractmethod
     def send(self, frame: bytes) -> None:

@@ -21,7 +21,7 @@ from urllib.parse import unquote
 import grpc
 
 from bitseam.errors import AddressInUseError, PeerGoneError, TransportError, UntrustedError
-from bitseam.transport.certs import Tls, describe
+from bitseam.transport.certs import Tls, common_name, describe
 from bitseam.transport.channel import Channel, Inbox
 from bitseam.transport.meter import Meter
 from bitseam.wire import Limits
@@ -49,8 +49,8 @@ _FLUSH = 5.0  # seconds that a closing side gives its last frames
 class GrpcChannel(Channel):
     """One end of a stream; `outbox` feeds gRPC's sender until None."""
 
-    def __init__(self, peer: str, meter: Meter, end: Callable[[], None]) -> None:
-        self.peer = peer
+    def __init__(self, peer: str, name: str, meter: Meter, end: Callable[[], None]) -> None:
+        self.peer, self.name = peer, name
         self.inbox = Inbox()
         self.outbox: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         self.over = threading.Event()
@@ -122,7 +122,8 @@ def connect(address: str, tls: Tls | None, wait: float = 0.0) -> GrpcChannel:
         channel.over.wait(_FLUSH)
         network.close()
 
-    channel = GrpcChannel(peer, meter, end)
+    name = common_name(certificate_seen) if certificate_seen else ""
+    channel = GrpcChannel(peer, name, meter, end)
     call = network.stream_stream(f"/{_SERVICE}/{_METHOD}")(channel.frames_out())
 
     def read() -> None:
@@ -181,7 +182,10 @@ class Listener:
         self._server.stop(grace).wait()
 
     def _session(self, frames: Iterator[bytes], context: Any) -> Iterator[bytes]:
-        channel = GrpcChannel(_describe(context), Meter(*_peer_address(context.peer())), lambda: None)
+        where, certificate = unquote(context.peer()).partition(":")[2], _certificate(context)
+        peer = f"client {describe(certificate)} at {where}" if certificate else f"client at {where}"
+        name = common_name(certificate) if certificate else ""
+        channel = GrpcChannel(peer, name, Meter(*_peer_address(context.peer())), lambda: None)
 
         def over() -> None:
             channel.finish("the client went away")
@@ -317,7 +321,7 @@ def _peer_address(peer: str) -> tuple[str, int]:
     return host.strip("[]"), int(port)
 
 
-def _describe(context: Any) -> str:
-    where = unquote(context.peer()).partition(":")[2]
+def _certificate(context: Any) -> bytes | None:
+    """What the client showed and gRPC verified, in DER form; None in plaintext."""
     pem = context.auth_context().get("x509_pem_cert")
-    return f"client {describe(ssl.PEM_cert_to_DER_cert(pem[0].decode()))} at {where}" if pem else f"client at {where}"
+    return ssl.PEM_cert_to_DER_cert(pem[0].decode()) if pem else None
