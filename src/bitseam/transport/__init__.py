@@ -1,6 +1,7 @@
 """Bytes <-> network: channels in memory and over gRPC with mutual TLS, and certificates."""
 
-from bitseam.transport.certs import Tls, make_certificates
+from bitseam.transport.authority import make_certificates
+from bitseam.transport.certs import Tls
 from bitseam.transport.channel import Channel
 from bitseam.transport.grpc import Listener, connect
 from bitseam.transport.memory import memory_pair
