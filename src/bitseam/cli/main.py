@@ -79,7 +79,7 @@ def certs(
         stdout.print(f"Wrote {folder}. Give each client ca.pem and its own pair alone; ca.key stays with you.")
     for name in add or []:
         authority.add_client(folder, name)
-        stdout.print(f"Wrote {folder}/{name}.pem and {name}.key: give its owner both, and ca.pem.")
+        stdout.print(f"Wrote {folder}/{name}.pem and .key: its owner keeps them as client.pem, client.key with ca.pem.")
     for name in revoke or []:
         stdout.print(f"Wrote {authority.revoke(folder, name)}: a server that has it there refuses {name} at once.")
     if fingerprints:
