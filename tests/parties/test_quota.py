@@ -39,15 +39,28 @@ def test_a_step_too_many_is_refused_before_it_is_done() -> None:
 def test_sessions_count_while_they_last() -> None:
     quotas = Quotas(LIMITS.__getitem__)
     with ExitStack() as open_sessions:
-        open_sessions.enter_context(quotas.session("a"))
-        with pytest.raises(ZeroDivisionError), quotas.session("a"):
+        open_sessions.enter_context(quotas.session("a", 1))
+        with pytest.raises(ZeroDivisionError), quotas.session("a", 2):
             raise ZeroDivisionError  # a session that breaks is over, too
-        open_sessions.enter_context(quotas.session("a"))
-        with pytest.raises(QuotaError, match="may use 2 sessions at once, and this would be 3"), quotas.session("a"):
+        open_sessions.enter_context(quotas.session("a", 3))
+        refused = quotas.session("a", 4)
+        with pytest.raises(QuotaError, match="may use 2 sessions at once, and this would be 3"), refused:
             pass
-        for _ in range(9):
-            open_sessions.enter_context(quotas.session("b"))
-    with quotas.session("a"):
+        for key in range(9):
+            open_sessions.enter_context(quotas.session("b", key))
+    with quotas.session("a", 1):
+        pass
+
+
+def test_a_session_that_comes_back_is_not_one_more() -> None:
+    quotas = Quotas(lambda name: Quota(sessions=1))
+    before = ExitStack()
+    before.enter_context(quotas.session("a", "training"))
+    with quotas.session("a", "training"):
+        before.close()  # missed at last
+        with pytest.raises(QuotaError), quotas.session("a", "another"):
+            pass
+    with quotas.session("a", "another"):
         pass
 
 
@@ -62,7 +75,7 @@ def test_limits_are_those_of_now() -> None:
 def test_a_restart_forgets_nothing(tmp_path: Path) -> None:
     path = tmp_path / "server" / "quota.json"
     quotas = Quotas(LIMITS.__getitem__, path)
-    with quotas.session("a"):
+    with quotas.session("a", 1):
         quotas.count("a", bytes=70, steps=1)
         quotas.count("b", bytes=5)
     again = Quotas(LIMITS.__getitem__, path)

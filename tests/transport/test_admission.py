@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import socket
 import ssl
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -153,6 +155,27 @@ def test_a_session_that_runs_is_ended(
     assert f"its session is ended: {reason}" in caplog.text
     other.send(b"x")
     assert sessions["two"].receive(20) == b"x"
+
+
+def test_a_client_that_does_not_listen_makes_room_too(net: Net, held: Held, door: Door) -> None:
+    address, tls = net.serve(held, door.tls("server"), 1, door.admission()), door.tls("one")
+    authority, certificate, key = tls.read()
+    leave = threading.Event()
+    with grpc.secure_channel(address, grpc.ssl_channel_credentials(authority, key, certificate)) as network:
+        call = network.stream_stream("/bitseam.v1.Seam/Session")(iter(leave.wait, True))  # nobody reads what it gives
+        server = held.next()
+        for _ in range(32):
+            server.send(bytes(2**20))  # more than the windows of HTTP/2 hold
+        unlist(door)
+        with pytest.raises(UntrustedError):
+            server.receive(20)
+        deadline = time.monotonic() + 10
+        while held.arrived.empty():
+            assert time.monotonic() < deadline
+            with contextlib.suppress(PeerGoneError):
+                net.connect(address, door.tls("two")).receive(0.2)
+        leave.set()
+        call.cancel()
 
 
 def test_a_certificate_that_expires_ends_its_session(net: Net, held: Held, door: Door) -> None:

@@ -40,7 +40,7 @@ class Quotas:
     def __init__(self, limits: Callable[[str], Quota], path: Path | None = None) -> None:
         self._limits, self._path = limits, path
         self._used: dict[str, Used] = {}
-        self._sessions: Counter[str] = Counter()
+        self._sessions: dict[str, Counter[object]] = {}
         self._lock = threading.Lock()
         self._saved = time.monotonic()
         if path is not None and path.exists():
@@ -52,16 +52,22 @@ class Quotas:
                 ) from error
 
     @contextmanager
-    def session(self, name: str) -> Iterator[None]:
-        """One more session of this client while the context lasts. Raises QuotaError where it may have no more."""
+    def session(self, name: str, key: object) -> Iterator[None]:
+        """A session of this client while the context lasts. Raises QuotaError where it may have no more.
+
+        Those of an equal key are one session: the link that broke, which may not be missed yet, and the one after it.
+        """
         with self._lock:
-            self._require(name, "sessions at once", self._sessions[name] + 1, self._limits(name).sessions)
-            self._sessions[name] += 1
+            present = self._sessions.setdefault(name, Counter())
+            self._require(name, "sessions at once", len({*present, key}), self._limits(name).sessions)
+            present[key] += 1
         try:
             yield
         finally:
             with self._lock:
-                self._sessions[name] -= 1
+                present[key] -= 1
+                if not present[key]:
+                    del present[key]
                 self._save()
 
     def require(self, name: str, steps: int = 0) -> None:
