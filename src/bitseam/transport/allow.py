@@ -98,8 +98,7 @@ class Admission:
     def __init__(self, authority: Path, revocations: Path, allow_list: Path | None = None) -> None:
         self._authorities = x509.load_pem_x509_certificates(authority.read_bytes())
         self._revocations = _Watched(revocations, self._parse_revocations)
-        if revocations.exists():
-            self._revocations.load()
+        self._revocations.load(needed=False)
         self._list = None
         if allow_list is None:
             log.info("no network.allow_list: every client whose certificate %s has signed may speak", authority)
@@ -108,7 +107,8 @@ class Admission:
             self._list.load()
 
     def admit(self, certificate: bytes) -> str:
-        """A certificate in DER form -> the client's name. Raises UntrustedError with the reason, for our log alone."""
+        """A certificate in DER form -> the client's name. Raises UntrustedError with the reason, for our log alone,
+        ValueError for a certificate that cannot be read."""
         parsed, now = x509.load_der_x509_certificate(certificate), datetime.now(UTC)
         if not parsed.not_valid_before_utc <= now <= parsed.not_valid_after_utc:
             raise UntrustedError(
@@ -155,13 +155,19 @@ class _Watched(Generic[T]):
         self._trouble = ""
         self._lock = threading.Lock()
 
-    def load(self) -> None:
-        """Raises ConfigError where the file cannot be used; the value then stays what it was."""
+    def load(self, needed: bool = True) -> None:
+        """Raises ConfigError where the file cannot be used; the value then stays what it was.
+
+        needed: it must be there; if not, it must not go away once it was.
+        """
         try:
             raw = self._path.read_bytes()
             if raw != self._raw:
                 self._value, self._raw = self._parse(raw), raw
                 log.info("read %s", self._path)
+        except FileNotFoundError as error:
+            if needed or self._raw is not None:
+                raise ConfigError(f"{self._path}: is not there") from error
         except ValidationError as error:
             faults = (f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
             raise ConfigError(f"{self._path}: {'; '.join(faults)}") from error
@@ -172,8 +178,7 @@ class _Watched(Generic[T]):
         """What the file says now, or said when it was last sound; None where it never was there."""
         with self._lock:
             try:
-                if self._raw is not None or self._path.exists():
-                    self.load()
+                self.load(needed=False)
                 self._trouble = ""
             except ConfigError as error:
                 if str(error) != self._trouble:

@@ -206,10 +206,10 @@ class Listener:
         where, certificate = unquote(context.peer()).partition(":")[2], _certificate(context)
         peer, name = f"client at {where}", ""
         if certificate is not None and self._admission is not None:
-            peer = f"client {describe(certificate)} at {where}"
             try:
+                peer = f"client {describe(certificate)} at {where}"
                 name = self._admission.admit(certificate)
-            except UntrustedError as error:
+            except (UntrustedError, ValueError) as error:
                 log.warning("%s: refused: %s", peer, error)
                 context.abort(grpc.StatusCode.UNAUTHENTICATED, "")
         channel = GrpcChannel(peer, name, Meter(*_peer_address(context.peer())), lambda: None)
