@@ -10,9 +10,9 @@ from bitseam.errors import PeerGoneError, TransportError
 
 
 class Channel(ABC):
-    """One session's way to its peer. `peer` says who that is, for logs; `name` is what its certificate calls it.
+    """One session's way to its peer.
 
-    name: the subject's common name, "" where no certificate speaks for the peer.
+    peer: who that is, for logs. name: the common name of its certificate; empty without one.
     """
 
     peer: str
