@@ -214,7 +214,7 @@ def test_certificates_that_no_handshake_accepts(
     ]
     for at, tls, shown, reason in cases:
         with pytest.raises(UntrustedError, match=f"does not accept our certificate .*{shown}") as caught:
-            connect(at, tls, wait=5)
+            connect(at, tls)
         assert "alert" not in str(caught.value)  # TLS itself would tell the stranger
         assert reason not in str(caught.value)
         wait_for(f"a TLS handshake failed, and nobody was let in: CERTIFICATE_VERIFY_FAILED: {reason}", caplog)

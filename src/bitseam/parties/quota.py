@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import threading
 import time
 from collections import Counter
@@ -18,12 +19,14 @@ from pydantic.dataclasses import dataclass
 from bitseam.errors import ConfigError, QuotaError
 from bitseam.transport import Quota
 
+log = logging.getLogger(__name__)
+
 _SAVE_EVERY = 1.0  # seconds between writes, so that they cost nothing; a killed server forgets no more than that
 
 
 @dataclass(config=ConfigDict(extra="forbid"))
 class Used:
-    """By one client, ever. bytes: of frames, both ways."""
+    """By one client, ever. bytes: of frames, both ways; steps: done again after a restart, they count again."""
 
     bytes: Annotated[int, Field(ge=0)] = 0
     steps: Annotated[int, Field(ge=0)] = 0
@@ -32,12 +35,13 @@ class Used:
 class Quotas:
     """Counts bytes, steps and sessions by the client's name. Threads may share it.
 
-    limits: name -> what that client may use, as it stands now. path: where bytes and steps are kept over restarts, a
-    file of its own beside the checkpoints: who goes back to an older step has used what was used all the same.
+    limits: name -> what that client may use, as it stands now; everything by default. path: where bytes and steps are
+    kept over restarts, a file of its own beside the checkpoints: who goes back to an older step has used what was used
+    all the same.
     Raises ConfigError where that file is not sound.
     """
 
-    def __init__(self, limits: Callable[[str], Quota], path: Path | None = None) -> None:
+    def __init__(self, limits: Callable[[str], Quota] = lambda name: Quota(), path: Path | None = None) -> None:
         self._limits, self._path = limits, path
         self._used: dict[str, Used] = {}
         self._sessions: dict[str, Counter[object]] = {}
@@ -101,7 +105,10 @@ class Quotas:
         self._saved = time.monotonic()
         if self._path is None:
             return
-        self._path.parent.mkdir(parents=True, exist_ok=True)
         written = self._path.with_suffix(".new")
-        written.write_text(json.dumps({name: asdict(used) for name, used in self._used.items()}, indent=1))
-        written.replace(self._path)
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            written.write_text(json.dumps({name: asdict(used) for name, used in self._used.items()}, indent=1))
+            written.replace(self._path)
+        except OSError as error:  # no reason to end anybody's session
+            log.error("%s: what clients have used is not kept: %s", self._path, error)

@@ -14,10 +14,10 @@ _FRAMES = 64  # and how many
 
 
 class Channel(ABC):
-    """One session's way to its peer. `peer` says who that is, for logs; `name` is what its certificate calls it.
+    """One session's way to its peer.
 
-    name: the subject's common name, "" where no certificate speaks for the peer. most: the bytes of the longest frame
-    that may come now; a longer one ends the session with a LimitError.
+    peer: who that is, for logs. name: the common name of its certificate; empty without one. most: the bytes of the
+    longest frame that may come now; a longer one ends the session with a LimitError.
     """
 
     peer: str

@@ -11,7 +11,6 @@ import logging
 import socket
 import ssl
 import threading
-import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -42,7 +41,6 @@ _OPTIONS = [
 _HTTP2_GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0"  # RFC 9113, 3.4
 _CONNECTING = threading.Lock()  # one at a time, so that each meter knows its own connection
 _SETTINGS = b"\4"  # the type of the frame that greets back
-_PATIENCE = 0.1  # seconds between tries to connect
 _READY = 10.0  # seconds for gRPC's own connection, once the server is known to be there
 _REVIEW = 1.0  # seconds between looks at whether those who speak still may
 _FLUSH = 5.0  # seconds that a closing side gives its last frames
@@ -100,18 +98,19 @@ class GrpcChannel(Channel):
                 self.inbox.put(frame)
 
 
-def connect(address: str, tls: Tls | None, wait: float = 0.0, exposed: bool = False) -> GrpcChannel:
+def connect(address: str, tls: Tls | None, exposed: bool = False) -> GrpcChannel:
     """A client's channel to `address`, "host:port".
 
-    wait: seconds to go on trying while nobody listens there. exposed: plaintext to another machine, for all on the way
-    to read and change. Raises UntrustedError where either side does not know the other's certificate, PeerGoneError
-    where nobody listens, TransportError for plaintext to another machine that is not `exposed` or where one side alone
-    uses TLS. `socket_bytes` counts the session's connection, not the short one that tries the server.
+    exposed: plaintext to another machine, for all on the way to read and change. Raises UntrustedError where either
+    side does not know the other's certificate, PeerGoneError where nobody listens, TransportError for plaintext to
+    another machine that is not `exposed` or where one side alone uses TLS. `socket_bytes` counts the session's
+    connection, not the short one that tries the server.
     """
     host, port = split_address(address)
     _require_tls(host, tls, exposed)
-    certificate_seen = _reach(host, port, tls, wait)
+    certificate_seen = _reach(host, port, tls)
     peer = f"server {describe(certificate_seen)} at {address}" if certificate_seen else f"server at {address}"
+    name = common_name(certificate_seen) if certificate_seen else ""
     options = [*_OPTIONS, ("grpc.use_local_subchannel_pool", 1)]  # a connection for each session
     if tls is None:
         network = grpc.insecure_channel(address, options)
@@ -132,7 +131,6 @@ def connect(address: str, tls: Tls | None, wait: float = 0.0, exposed: bool = Fa
         channel.over.wait(_FLUSH)
         network.close()
 
-    name = common_name(certificate_seen) if certificate_seen else ""
     channel = GrpcChannel(peer, name, meter, end)
     call = network.stream_stream(f"/{_SERVICE}/{_METHOD}")(channel.outbox.pieces())
 
@@ -334,26 +332,19 @@ def _require_free(host: str, port: int) -> None:
                     ) from error
 
 
-def _reach(host: str, port: int, tls: Tls | None, wait: float) -> bytes | None:
-    """Wait until the server listens, and see that both sides trust each other; returns its certificate in DER form.
+def _reach(host: str, port: int, tls: Tls | None) -> bytes | None:
+    """See that a server listens, and that both sides trust each other; returns its certificate in DER form.
 
     gRPC tells little of why a handshake failed, so one is made by Python's own TLS first.
     """
-    deadline, told = time.monotonic() + wait, False
-    while True:
-        try:
-            with socket.create_connection((host, port), timeout=10) as plain:
-                if tls is not None:
-                    return _shake_hands(plain, host, port, tls)
-                _greet_plainly(plain, f"{host}:{port}")
-                return None
-        except OSError as error:
-            if time.monotonic() >= deadline:
-                raise PeerGoneError(f"{host}:{port}: no server there: {error}") from error
-            if not told:
-                log.info("waiting for a server at %s:%d", host, port)
-                told = True
-            time.sleep(_PATIENCE)
+    try:
+        with socket.create_connection((host, port), timeout=_READY) as plain:
+            if tls is not None:
+                return _shake_hands(plain, host, port, tls)
+            _greet_plainly(plain, f"{host}:{port}")
+            return None
+    except OSError as error:
+        raise PeerGoneError(f"{host}:{port}: no server there: {error}") from error
 
 
 def _greet_plainly(plain: socket.socket, address: str) -> None:
