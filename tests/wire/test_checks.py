@@ -38,7 +38,7 @@ MALFORMED: list[tuple[str, type[Any], Callable[[Any], Any]]] = [
     ("session: 15 bytes", pb.Welcome, lambda m: setattr(m, "session", bytes(15))),
     ("session: 17 bytes", pb.Welcome, lambda m: setattr(m, "session", bytes(17))),
     ("fault: 0 is unknown", pb.Refuse, lambda m: m.ClearField("fault")),
-    ("fault: 5 is unknown", pb.Refuse, lambda m: setattr(m, "fault", 5)),
+    ("fault: 9 is unknown", pb.Refuse, lambda m: setattr(m, "fault", 9)),
     ("image: statistics of 4 and 0 bytes", pb.Forward, lambda m: setattr(m.statistics.image, "mean", bytes(4))),
     ("image: statistics of 4 and 8 bytes", pb.Calibrate, lambda m: setattr(m.image, "std", bytes(8))),
     ("text: statistics of 3 and 3", pb.Calibrate, lambda m: m.text.MergeFrom(pb.Statistics(mean=b"abc", std=b"abc"))),
@@ -131,6 +131,7 @@ LIMITS: list[tuple[str, int, Any, Any]] = [
     ("batch", 2, text(2, 0), text(3, 0)),
     ("batch", 2, pb.Tokens(ids=[1, 1]), pb.Tokens(ids=[1, 1, 1])),
     ("tokens", 17, text(1, 17), text(1, 18)),
+    ("image_tokens", 3, image(3, 1), image(4, 1)),
     ("rank", 3, image(1, 1), image(1, 1, 1)),
     ("elements", 12, image(2, 3), image(7)),
     (
@@ -152,7 +153,8 @@ def test_every_limit_at_and_over_its_bound(name: str, value: int, at: Any, over:
 
 def test_every_limit_is_tested() -> None:
     sizes = {"frame_bytes", "control_bytes"}  # in test_protocol
-    assert {name for name, *_ in LIMITS} | sizes == set(Limits.__dataclass_fields__)
+    waits = {"hello_seconds", "idle_seconds"}  # in tests/hostile
+    assert {name for name, *_ in LIMITS} | sizes | waits == set(Limits.__dataclass_fields__)
 
 
 def test_a_product_over_64_bits_does_not_wrap() -> None:

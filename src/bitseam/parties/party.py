@@ -30,6 +30,7 @@ from bitseam.parties.checkpoint import (
     save_server,
 )
 from bitseam.parties.device import choose_device
+from bitseam.parties.limits import session_limits
 from bitseam.parties.optimise import Stepper
 from bitseam.parties.quota import Quotas
 from bitseam.parties.resume import resume_training, training_state
@@ -86,6 +87,7 @@ class ServerParty:
         """
         self.recipe = recipe
         self.prompter = Prompter(recipe.text, locate)
+        self.limits = session_limits(recipe, self.prompter.vocabulary)
         self.run, self.step = secrets.token_hex(16), 0
         self.seat: Seat | None = None
         self.stopping = threading.Event()

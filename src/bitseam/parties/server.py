@@ -23,8 +23,9 @@ from bitseam.errors import (
     WireError,
 )
 from bitseam.parties.ledger import Ledger
+from bitseam.parties.limits import require_rows
 from bitseam.parties.party import Seat, ServerParty, StepReport
-from bitseam.parties.peer import Peer, Stopwatch, decode, encode
+from bitseam.parties.peer import Peer, Stopwatch, decode, encode, printable
 from bitseam.parties.seam import MODALITIES, Link, channels
 from bitseam.parties.tables import keep_tables, with_tables
 from bitseam.parties.text import TextBatch, read_text
@@ -44,7 +45,7 @@ class ServerSession:
         self.training = False
         self.watch = Stopwatch()
         self._party = party
-        self._peer = Peer(channel, "server", self.ledger)
+        self._peer = Peer(channel, "server", self.ledger, party.limits)
         self._who, self._name = channel.peer, channel.name
         self._generator = torch.Generator()
         self._seat: Seat | None = None
@@ -53,9 +54,10 @@ class ServerSession:
 
     def run(self) -> None:
         """Raises what ended the session before its time; the client has then been told as much as it may know."""
+        party = self._party
         try:
             if self._open():
-                while not isinstance(message := self._peer.receive(), pb.Goodbye):
+                while not isinstance(message := self._peer.receive(party.limits.idle_seconds), pb.Goodbye):
                     self._charge()
                     if self._stops_at(message):
                         self._refuse(pb.STOPPING, "the server is being stopped")
@@ -63,7 +65,7 @@ class ServerSession:
                     self._party.compute.submit(self._answer, message).result()
                 self._party.leave(self._seat)
                 if message.reason:
-                    raise PeerGoneError(f"the client stopped: {message.reason}")
+                    raise PeerGoneError(f"the client stopped: {printable(message.reason)}")
         except PeerGoneError:
             raise  # it may come back, and finds its seat
         except (WireError, CodecError) as error:
@@ -88,7 +90,8 @@ class ServerSession:
             self._stay.close()
 
     def _open(self) -> bool:
-        hello, party = self._peer.receive(), self._party
+        party = self._party
+        hello = self._peer.receive(party.limits.hello_seconds)
         self.training = hello.purpose == pb.TRAIN
         # A client trains in one session, however often its link breaks.
         self._stay.enter_context(party.quotas.session(self._name, "training" if self.training else self))
@@ -104,7 +107,7 @@ class ServerSession:
         if differences:
             reason = "client and server disagree; make their recipes and checkpoints alike"
             self._refuse(pb.TERMS_DIFFER, reason, differences)
-            shown = "; ".join(f"{d.field}: client {d.client}, server {d.server}" for d in differences)
+            shown = printable("; ".join(f"{d.field}: client {d.client}, server {d.server}" for d in differences), 2000)
             raise RefusedError(f"refused {self._who}: {shown}")
         if self.training:
             try:
@@ -178,6 +181,7 @@ class ServerSession:
     def _read(self, message: pb.Forward | pb.Ask) -> tuple[TextBatch, Tensor, Tensor | None]:
         party, seam = self._party, self._party.seam
         text = read_text(message.text, party.prompter.vocabulary)
+        require_rows(text, party.recipe)
         tokens = message.image.shape[1] if len(message.image.shape) == 3 else 0
         agreed = party.recipe.seam
         due = (int(text.image[-1]) + 1, tokens, channels(agreed.image_up, agreed.width))
@@ -199,6 +203,9 @@ class ServerSession:
         if (message.step, message.micro) != (party.step + 1, seat.micro):
             here, due = f"step {message.step}", f"{party.step + 1}"
             raise WireError(f"{here} where {due} is due, micro-batch {message.micro} where {seat.micro} is due")
+        plan = party.recipe.train
+        if message.step > plan.steps or message.last != (message.micro + 1 == plan.accumulate):
+            raise WireError(f"step {message.step}, micro-batch {message.micro}: not one of the recipe's")
         if message.micro == 0:
             party.quotas.require(self._name, steps=1)
         party.touch()
@@ -270,6 +277,8 @@ class _TokenStreamer:
         self._peer = peer
 
     def put(self, value: Tensor) -> None:
+        if self._peer.channel.gone:  # and does not hear the answer
+            raise PeerGoneError("the client went away")
         if value.numel():
             self._peer.send(pb.Tokens(ids=value.flatten().tolist()))
 

@@ -24,6 +24,11 @@ class Channel(ABC):
     name: str
     most: int = Limits().control_bytes
 
+    @property
+    @abstractmethod
+    def gone(self) -> bool:
+        """Whether nothing crosses any more, even where something is left to receive."""
+
     @abstractmethod
     def send(self, frame: bytes) -> None:
         """Hand over one frame; what the peer has said must be received first, even if it went away since.
@@ -54,6 +59,11 @@ class Inbox:
         self._bytes = 0
         self._shut = False
         self._changed = threading.Condition()
+
+    @property
+    def over(self) -> bool:
+        """Whether no frame follows those that have arrived."""
+        return self._over is not None or self._shut
 
     def put(self, frame: bytes) -> None:
         with self._changed:

@@ -16,6 +16,9 @@ from bitseam.errors import LimitError, PeerGoneError
 
 PIECE = 2**20  # bytes
 
+# Beside the frame that it works on: what gRPC reads ahead, a piece in hand, answers that wait.
+HELD_BYTES = 16 * 2**20
+
 _FRAME = 512  # bytes that a frame takes beside its own, so that many small ones count
 _WAITING = 4 * 2**20  # bytes that wait to be sent, beyond which no further frame is taken
 

@@ -58,6 +58,10 @@ class GrpcChannel(Channel):
         self._counted: tuple[int, int] | None = None
         self._closed = False
 
+    @property
+    def gone(self) -> bool:
+        return self._closed or self.over.is_set()
+
     def send(self, frame: bytes) -> None:
         if self._closed:
             raise PeerGoneError("this channel is closed")
