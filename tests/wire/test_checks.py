@@ -33,6 +33,8 @@ def hear(message: Any, limits: Limits | None = None) -> None:
 
 
 MALFORMED: list[tuple[str, type[Any], Callable[[Any], Any]]] = [
+    ("weights: not a row of numbers", pb.Average, lambda m: m.weights.shape.append(1)),
+    ("weights: not a row of numbers", pb.Averaged, lambda m: m.ClearField("weights")),
     ("purpose: 0 is unknown", pb.Hello, lambda m: m.ClearField("purpose")),
     ("purpose: 9 is unknown", pb.Hello, lambda m: setattr(m, "purpose", 9)),
     ("session: 15 bytes", pb.Welcome, lambda m: setattr(m, "session", bytes(15))),
@@ -141,7 +143,7 @@ LIMITS: list[tuple[str, int, Any, Any]] = [
         pb.Backward(step=1, micro=2, image=pb.Coded(shape=[13])),
     ),
     (
-        "elements",
+        "weights",
         2,
         pb.Average(step=7, weights=pb.Coded(shape=[2])),
         pb.Average(step=7, weights=pb.Coded(shape=[3])),

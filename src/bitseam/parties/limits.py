@@ -32,16 +32,21 @@ def session_limits(recipe: config.Recipe, vocabulary: int) -> Limits:
     payloads = sum(max(codec.payload_bytes(shapes[name]) for codec in codecs[name]) for name in shapes)
     widest = max(shape[-1] for shape in shapes.values())
     usual = Limits()
-    return Limits(
-        frame_bytes=payloads
+    weights = usual.weights if recipe.train.sharing == "averaged" else 0
+    most = (
+        payloads
         + most_symbol_bytes(batch, tokens, vocabulary)
         + len(shapes) * 8 * widest
         + sum(tables)
-        + usual.control_bytes,
+        + usual.control_bytes
+    )
+    return Limits(
+        frame_bytes=max(most, 4 * weights + usual.control_bytes if weights else 0),
         elements=max(math.prod(shape) for shape in shapes.values()),
         batch=batch,
         image_tokens=wanted.max_tokens,
         tokens=tokens,
+        weights=weights,
         channels=widest,
         tables=max(tables, default=0),
         new_tokens=max(recipe.text.max_tokens, ANSWER),

@@ -90,6 +90,7 @@ class ServerParty:
         # that computes a pool of its own, and where those outnumber the cores each step takes a third longer.
         self.compute: Executor = ThreadPoolExecutor(1, "model")
         self.answers_only = checkpoint is not None
+        self._turns: dict[str, threading.Lock] = {}
         self._locate = locate
         self._known: dict[str, pb.Calibrate] = {}  # statistics and tables of each client
         self._facing: Seat | None = None  # whose gradients are gathered in the half
@@ -128,6 +129,10 @@ class ServerParty:
         """A client is gone for good; what it had gathered for a step under way is forgotten."""
         if seat is not None and self.seats.get(seat.name) is seat:
             del self.seats[seat.name]
+
+    def turn(self, name: str) -> threading.Lock:
+        """Held while the half works for a client: however many sessions it has, others wait for one message of it."""
+        return self._turns.setdefault(name, threading.Lock())
 
     def learn(self, name: str, news: pb.Calibrate) -> None:
         """What a client's codes are made with from now on. Raises CodecError for what cannot be."""

@@ -66,7 +66,8 @@ class ServerSession:
                     if isinstance(message, pb.Average):
                         self._average(message)
                     else:
-                        self._party.compute.submit(self._answer, message).result()
+                        with party.turn(self._name):
+                            party.compute.submit(self._answer, message).result()
                 self._party.leave(self._seat)
                 if message.reason:
                     raise PeerGoneError(f"the client stopped: {printable(message.reason)}")

@@ -66,7 +66,8 @@ def check(message: Any, limits: Limits) -> None:
         if message.HasField("text"):
             _coded("text", message.text, limits)
     elif isinstance(message, pb.Average | pb.Averaged):
-        _coded("weights", message.weights, limits)
+        _at_most("weights: elements", math.prod(message.weights.shape[: limits.rank]), limits.weights)
+        _require(len(message.weights.shape) == 1, "weights: not a row of numbers")
     elif isinstance(message, pb.Tokens):
         _at_most("ids", len(message.ids), limits.batch)
     _no_unknown_fields(message)  # last, when the number of parts is known to be small

@@ -19,6 +19,7 @@ class Limits:
     terms: int = 64
     checkpoints: int = 64  # steps of a Hello
     text: int = 4096  # characters of a term or a reason
+    weights: int = 2**26  # of a client's half, where halves are averaged
     channels: int = 65536
     tables: int = 2**21  # bytes of frequencies: 4096 groups of 256 levels
     new_tokens: int = 4096
