@@ -1,11 +1,10 @@
 """Fuzzing, for `make fuzz` and, shorter, for the tests.
 
-The invariant: for any input, a target returns or raises an error that it documents, within SECONDS of processor time, and
-the process never holds more than MEMORY bytes over what it held when all seeds had run.
+The invariant: for any input, a target returns or raises an error that it documents, within SECONDS of processor time,
+and the process never holds more than MEMORY bytes over what it held when all seeds had run.
 
-Inputs are mutations of others. One that is refused at a place where none of its target's was before, or refused or taken
-with another depth of calls, becomes an ancestor of later ones: what passes the first checks is sought, as coverage would
-have it. A run is decided by its seed.
+Inputs are mutations of others. One that is refused at a place where none of its variant was before becomes an ancestor
+of later ones: what passes the first checks is sought, as coverage would have it. A run is decided by its seed.
 """
 
 from __future__ import annotations
