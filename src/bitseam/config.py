@@ -170,11 +170,23 @@ class Train:
 
 @dataclass(frozen=True, config=_strict)
 class Network:
-    """Where the parties meet. certificates: a folder made by `bitseam certs`; empty for plaintext on loopback."""
+    """Where the parties meet, and who may speak.
+
+    certificates: a folder made by `bitseam certs`; empty for plaintext on loopback. allow_list: the server's file of
+    clients, as `bitseam certs --fingerprints` prints it; empty for all clients of the authority.
+    """
 
     address: str = "localhost:50051"
     certificates: str = "certs"
+    allow_list: str = ""
+    plaintext_that_anyone_can_read_and_change: bool = False  # between machines, where `certificates` is empty
     patience: Annotated[float, Field(ge=0, le=1e6)] = 600.0  # seconds that a client goes on trying to reach its server
+
+    def __post_init__(self) -> None:
+        if self.allow_list and not self.certificates:
+            raise ValueError("allow_list is of certificates: set network.certificates too")
+        if self.plaintext_that_anyone_can_read_and_change and self.certificates:
+            raise ValueError("plaintext_that_anyone_can_read_and_change: set network.certificates to '' if you mean it")
 
 
 @dataclass(frozen=True, config=_strict)

@@ -22,6 +22,7 @@ from PIL import Image
 
 from bitseam.parties.checkpoint import read_config
 from bitseam.transport import make_certificates
+from bitseam.transport.authority import allow_list, revoke
 
 RECIPE = """
 name = "tiny"
@@ -164,10 +165,22 @@ def test_train_ask_and_merge(work: Work) -> None:
     assert status == 0, output
     assert (merged / "model.safetensors").exists()
 
-    with work.server("--checkpoint", str(newest["server"])):
+    allow = work.folder / "clients.toml"
+    allow.write_text(allow_list(work.folder / "certs") + "quota = { bytes = 1_000_000 }\n")
+    words = ("--checkpoint", str(newest["server"]), "--set", f"network.allow_list={allow}")
+    with work.server(*words) as server:
         status, output = work.run("evaluate", str(work.recipe))
         assert status == 0, output
         assert "cats" in output
+        used = json.loads((work.folder / "run/server/quota.json").read_text())
+        assert used["client"]["steps"] == 6
+        assert used["client"]["bytes"] > framed
+        revoke(work.folder / "certs", "client")
+        status, output = work.run("evaluate", str(work.recipe))
+        assert status == 1
+        assert "the server does not let the client of our certificate speak" in output
+        server.send_signal(signal.SIGTERM)
+        assert "refused: its certificate was revoked at" in ended(server)[1]
 
 
 def finals(work: Work) -> dict[str, bytes]:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from bitseam.errors import PeerGoneError
-from bitseam.transport import Channel, Listener, Tls, connect, make_certificates
+from bitseam.transport import Admission, Channel, Listener, Tls, connect, make_certificates
 
 
 def echo(channel: Channel) -> None:
@@ -34,8 +34,14 @@ class Net:
     def tls(self, role: str, folder: str = "ours") -> Tls:
         return Tls.from_folder(self.certificates / folder, role)
 
-    def serve(self, handler: Callable[[Channel], None] = echo, tls: Tls | None = None, sessions: int = 4) -> str:
-        listener = Listener("localhost:0", handler, tls, sessions)
+    def serve(
+        self,
+        handler: Callable[[Channel], None] = echo,
+        tls: Tls | None = None,
+        sessions: int = 4,
+        admission: Admission | None = None,
+    ) -> str:
+        listener = Listener("localhost:0", handler, tls, sessions, admission)
         listener.start()
         self.listeners.append(listener)
         return f"localhost:{listener.port}"

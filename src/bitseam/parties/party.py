@@ -38,6 +38,7 @@ from bitseam.parties.checkpoint import (
 )
 from bitseam.parties.device import choose_device
 from bitseam.parties.optimise import Stepper
+from bitseam.parties.quota import Quotas
 from bitseam.parties.resume import own_part, resume_training, training_state
 from bitseam.parties.seam import MODALITIES, build_seam, terms
 from bitseam.parties.seat import Seat
@@ -65,7 +66,8 @@ class StepReport:
 class ServerParty:
     """The server half; sessions share it, one message at a time.
 
-    on_step is called after each optimiser step. `stopping` is set when the server is to stop at the next whole step.
+    on_step is called after each optimiser step; quotas say what each client may use. `stopping` is set when the server
+    is to stop at the next whole step.
     """
 
     def __init__(self, recipe: config.Recipe, locate: Locate, checkpoint: Path | None = None) -> None:
@@ -81,6 +83,7 @@ class ServerParty:
         self.averaging = Averaging(recipe.train.steps // recipe.train.round * recipe.train.round)
         self.stopping = threading.Event()
         self.on_step: Callable[[StepReport], None] = lambda report: None
+        self.quotas = Quotas()
         # One thread touches the model, whatever the number of sessions, and builds it too: OpenMP gives each thread
         # that computes a pool of its own, and where those outnumber the cores each step takes a third longer.
         self.compute: Executor = ThreadPoolExecutor(1, "model")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import secrets
+from contextlib import ExitStack
 from hashlib import blake2b
 
 import torch
@@ -16,6 +17,7 @@ from bitseam.errors import (
     CodecError,
     NonFiniteError,
     PeerGoneError,
+    QuotaError,
     RefusedError,
     StateError,
     WireError,
@@ -47,12 +49,15 @@ class ServerSession:
         self._who, self._name = channel.peer, channel.name
         self._generator = torch.Generator()
         self._seat: Seat | None = None
+        self._stay = ExitStack()  # among its client's sessions
+        self._charged = 0  # bytes of the ledger that are in its client's quota
 
     def run(self) -> None:
         """Raises what ended the session before its time; the client has then been told as much as it may know."""
         try:
             if self._open():
                 while not isinstance(message := self._peer.receive(), pb.Goodbye):
+                    self._charge()
                     if self._stops_at(message):
                         self._refuse(pb.STOPPING, "the server is being stopped")
                         return
@@ -70,6 +75,10 @@ class ServerSession:
             ours = isinstance(error, NonFiniteError)  # what arrives cannot hold NaN: its codec has refused it
             self._refuse(pb.SERVER_ERROR if ours else pb.BAD_MESSAGE, str(error))
             raise
+        except QuotaError as error:
+            self._party.leave(self._seat)
+            self._refuse(pb.OVER_QUOTA, str(error))
+            raise
         except BitseamError as error:
             self._party.leave(self._seat)
             self._refuse(pb.SERVER_ERROR, str(error))
@@ -81,10 +90,15 @@ class ServerSession:
         finally:
             if self._seat is not None:
                 self._party.averaging.leave(self._seat)
+            self._count()
+            self._stay.close()
 
     def _open(self) -> bool:
         hello, party = self._peer.receive(), self._party
         self.training = hello.purpose == pb.TRAIN
+        # A client trains in one session, however often its link breaks.
+        self._stay.enter_context(party.quotas.session(self._name, "training" if self.training else self))
+        self._charge()
         if party.stopping.is_set():
             self._refuse(pb.STOPPING, "the server is being stopped")
             return False
@@ -109,6 +123,16 @@ class ServerSession:
             welcome = pb.Welcome(session=secrets.token_bytes(16), run=bytes.fromhex(party.run), step=party.step)
         self._peer.send(welcome)
         return True
+
+    def _count(self) -> None:
+        total = self.ledger.total().bytes
+        self._party.quotas.count(self._name, bytes=total - self._charged)
+        self._charged = total
+
+    def _charge(self) -> None:
+        """Count what has crossed. Raises QuotaError where that is more than the client may use."""
+        self._count()
+        self._party.quotas.require(self._name)
 
     def _stops_at(self, message: object) -> bool:
         """Whether to stop here: a client that trains was told so in its last step, and both have written that step."""
@@ -183,6 +207,8 @@ class ServerSession:
         if (message.step, message.micro) != (seat.step + 1, seat.micro):
             here, due = f"step {message.step}", f"{seat.step + 1}"
             raise WireError(f"{here} where {due} is due, micro-batch {message.micro} where {seat.micro} is due")
+        if message.micro == 0:
+            party.quotas.require(self._name, steps=1)
         party.touch()
         party.face(seat.name)
         with watch("decode"):
@@ -230,6 +256,7 @@ class ServerSession:
         party = self._party
         with self.watch("server step"):
             norm, rate = party.update(seat)
+        party.quotas.count(self._name, steps=1)
         loss = seat.loss / max(seat.answer_tokens, 1)
         party.on_step(StepReport(party.step, loss, seat.answer_tokens, norm, rate, self.watch.seconds, seat.name))
         seat.micro, seat.loss, seat.answer_tokens, seat.warned = 0, 0.0, 0, seat.answer.stopping

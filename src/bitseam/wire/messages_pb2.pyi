@@ -20,6 +20,7 @@ class Fault(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     BAD_MESSAGE: _ClassVar[Fault]
     SERVER_ERROR: _ClassVar[Fault]
     STOPPING: _ClassVar[Fault]
+    OVER_QUOTA: _ClassVar[Fault]
 PURPOSE_UNSPECIFIED: Purpose
 TRAIN: Purpose
 ASK: Purpose
@@ -28,6 +29,7 @@ TERMS_DIFFER: Fault
 BAD_MESSAGE: Fault
 SERVER_ERROR: Fault
 STOPPING: Fault
+OVER_QUOTA: Fault
 
 class Envelope(_message.Message):
     __slots__ = ("hello", "welcome", "refuse", "calibrate", "ack", "forward", "backward", "checkpoint", "ask", "tokens", "goodbye", "average", "averaged")
