@@ -23,6 +23,7 @@ import grpc
 from bitseam.errors import AddressInUseError, PeerGoneError, TransportError, UntrustedError
 from bitseam.transport.certs import Tls, describe
 from bitseam.transport.channel import Channel, Inbox
+from bitseam.transport.checksum import Checksum
 from bitseam.transport.meter import Meter
 from bitseam.wire import Limits
 
@@ -33,11 +34,10 @@ _OPTIONS = [
     ("grpc.max_send_message_length", Limits().frame_bytes),
     ("grpc.max_receive_message_length", Limits().frame_bytes),
     ("grpc.enable_http_proxy", 0),  # the address is the peer's own, and a proxy would end the TLS
-    ("grpc.keepalive_time_ms", 20_000),  # a peer that vanished without a word is noticed within 40 seconds
-    ("grpc.keepalive_timeout_ms", 20_000),
     ("grpc.http2.max_pings_without_data", 0),
-    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+    ("grpc.http2.min_ping_interval_without_data_ms", 100),  # a peer may ask more often than we do
 ]
+KEEPALIVE = 20.0  # seconds of silence until a peer is asked whether it is there
 _HTTP2_GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0"  # RFC 9113, 3.4
 _CONNECTING = threading.Lock()  # one at a time, so that each meter knows its own connection
 _SETTINGS = b"\4"  # the type of the frame that greets back
@@ -47,14 +47,18 @@ _FLUSH = 5.0  # seconds that a closing side gives its last frames
 
 
 class GrpcChannel(Channel):
-    """One end of a stream; `outbox` feeds gRPC's sender until None."""
+    """One end of a stream; `outbox` feeds gRPC's sender until None.
 
-    def __init__(self, peer: str, meter: Meter, end: Callable[[], None]) -> None:
+    plaintext: frames carry checksums; see `bitseam.transport.checksum`.
+    """
+
+    def __init__(self, peer: str, meter: Meter, end: Callable[[], None], plaintext: bool) -> None:
         self.peer = peer
         self.inbox = Inbox()
         self.outbox: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         self.over = threading.Event()
         self._meter, self._end = meter, end
+        self._sums = (Checksum(), Checksum()) if plaintext else None  # of what goes and of what comes
         self._counted: tuple[int, int] | None = None
         self._closed = False
 
@@ -88,21 +92,28 @@ class GrpcChannel(Channel):
     def frames_out(self) -> Iterator[bytes]:
         """What gRPC sends: frames until `close`."""
         while (frame := self.outbox.get()) is not None:
-            yield frame
+            yield self._sums[0].seal(frame) if self._sums else frame
+
+    def take(self, received: bytes) -> None:
+        """Give a frame that gRPC received to `receive`. Raises PeerGoneError where it was damaged on the way."""
+        self.inbox.put(self._sums[1].open(received) if self._sums else received)
 
 
-def connect(address: str, tls: Tls | None, wait: float = 0.0) -> GrpcChannel:
+def connect(address: str, tls: Tls | None, wait: float = 0.0, keepalive: float = KEEPALIVE) -> GrpcChannel:
     """A client's channel to `address`, "host:port".
 
-    wait: seconds to go on trying while nobody listens there. Raises UntrustedError where either side does not know the
-    other's certificate, PeerGoneError where nobody listens, TransportError for plaintext to another machine or where
-    one side alone uses TLS. `socket_bytes` counts the session's connection, not the short one that tries the server.
+    wait: seconds to go on trying while nobody listens there. keepalive: seconds of silence, .1 or more, after which the
+    peer is asked whether it is there; three times as many later it is given up. Raises UntrustedError where either side
+    does not know the other's certificate, PeerGoneError where nobody listens, TransportError for plaintext to another
+    machine or where one side alone uses TLS. `socket_bytes` counts the session's connection, not the short one that
+    tries the server.
     """
     host, port = split_address(address)
     _require_tls(host, tls)
     certificate_seen = _reach(host, port, tls, wait)
     peer = f"server {describe(certificate_seen)} at {address}" if certificate_seen else f"server at {address}"
-    options = [*_OPTIONS, ("grpc.use_local_subchannel_pool", 1)]  # a connection for each session
+    # A connection for each session.
+    options = [*_OPTIONS, *_keepalive(keepalive), ("grpc.use_local_subchannel_pool", 1)]
     if tls is None:
         network = grpc.insecure_channel(address, options)
     else:
@@ -122,14 +133,17 @@ def connect(address: str, tls: Tls | None, wait: float = 0.0) -> GrpcChannel:
         channel.over.wait(_FLUSH)
         network.close()
 
-    channel = GrpcChannel(peer, meter, end)
+    channel = GrpcChannel(peer, meter, end, plaintext=tls is None)
     call = network.stream_stream(f"/{_SERVICE}/{_METHOD}")(channel.frames_out())
 
     def read() -> None:
         reason = "the server went away"
         try:
-            for frame in call:
-                channel.inbox.put(frame)
+            for received in call:
+                channel.take(received)
+        except PeerGoneError as error:
+            reason = str(error)
+            call.cancel()
         except grpc.RpcError as error:
             details = str(error.details() if isinstance(error, grpc.Call) else error)
             reason = f"the server went away ({details})" if details else reason
@@ -149,15 +163,20 @@ class Listener:
     """
 
     def __init__(
-        self, address: str, handler: Callable[[Channel], None], tls: Tls | None, max_sessions: int = 32
+        self,
+        address: str,
+        handler: Callable[[Channel], None],
+        tls: Tls | None,
+        max_sessions: int = 32,
+        keepalive: float = KEEPALIVE,
     ) -> None:
         host, port = split_address(address)
         _require_tls(host, tls)
         _require_free(host, port)
-        self._handler = handler
+        self._handler, self._plaintext = handler, tls is None
         self._server = grpc.server(
             ThreadPoolExecutor(max_sessions, "bitseam-session"),
-            options=[*_OPTIONS, ("grpc.so_reuseport", 0)],
+            options=[*_OPTIONS, *_keepalive(keepalive), ("grpc.so_reuseport", 0)],
             maximum_concurrent_rpcs=max_sessions,
         )
         method = grpc.stream_stream_rpc_method_handler(self._session)
@@ -181,18 +200,22 @@ class Listener:
         self._server.stop(grace).wait()
 
     def _session(self, frames: Iterator[bytes], context: Any) -> Iterator[bytes]:
-        channel = GrpcChannel(_describe(context), Meter(*_peer_address(context.peer())), lambda: None)
+        meter = Meter(*_peer_address(context.peer()))
+        channel = GrpcChannel(_describe(context), meter, lambda: None, self._plaintext)
 
         def over() -> None:
             channel.finish("the client went away")
 
         def read() -> None:
+            reason = "the client went away"
             try:
-                for frame in frames:
-                    channel.inbox.put(frame)
+                for received in frames:
+                    channel.take(received)
+            except PeerGoneError as error:
+                reason = str(error)
             except Exception:  # gRPC raises a bare Exception where a request stream breaks
                 pass
-            channel.inbox.end("the client went away")
+            channel.inbox.end(reason)
 
         def run() -> None:
             try:
@@ -215,6 +238,14 @@ def split_address(address: str) -> tuple[str, int]:
     if not colon or not host or not port.isdigit() or int(port) > 65535:
         raise TransportError(f"network.address {address!r}: write host:port")
     return host.strip("[]"), int(port)
+
+
+def _keepalive(seconds: float) -> list[tuple[str, int]]:
+    # The answer to a ping goes by `ping_timeout`; `keepalive_timeout` is for bytes that TCP gets no word of. An answer
+    # may have to wait behind all that the system has taken to send: on a slow line, too few seconds end a sound
+    # connection.
+    parts = {"keepalive_time": 1, "keepalive_timeout": 1, "http2.ping_timeout": 3}
+    return [(f"grpc.{name}_ms", round(seconds * part * 1000)) for name, part in parts.items()]
 
 
 def _require_tls(host: str, tls: Tls | None) -> None:

@@ -12,6 +12,7 @@ import pytest
 
 from bitseam.errors import PeerGoneError
 from bitseam.transport import Channel, Listener, Tls, connect, make_certificates
+from bitseam.transport.grpc import KEEPALIVE
 
 
 def echo(channel: Channel) -> None:
@@ -34,14 +35,20 @@ class Net:
     def tls(self, role: str, folder: str = "ours") -> Tls:
         return Tls.from_folder(self.certificates / folder, role)
 
-    def serve(self, handler: Callable[[Channel], None] = echo, tls: Tls | None = None, sessions: int = 4) -> str:
-        listener = Listener("localhost:0", handler, tls, sessions)
+    def serve(
+        self,
+        handler: Callable[[Channel], None] = echo,
+        tls: Tls | None = None,
+        sessions: int = 4,
+        keepalive: float = KEEPALIVE,
+    ) -> str:
+        listener = Listener("localhost:0", handler, tls, sessions, keepalive)
         listener.start()
         self.listeners.append(listener)
         return f"localhost:{listener.port}"
 
-    def connect(self, address: str, tls: Tls | None = None) -> Channel:
-        channel = connect(address, tls, wait=5)
+    def connect(self, address: str, tls: Tls | None = None, keepalive: float = KEEPALIVE) -> Channel:
+        channel = connect(address, tls, wait=5, keepalive=keepalive)
         self.channels.append(channel)
         return channel
 
