@@ -48,7 +48,7 @@ class Net:
         return f"localhost:{listener.port}"
 
     def connect(self, address: str, tls: Tls | None = None, keepalive: float = KEEPALIVE) -> Channel:
-        channel = connect(address, tls, wait=5, keepalive=keepalive)
+        channel = connect(address, tls, keepalive)
         self.channels.append(channel)
         return channel
 

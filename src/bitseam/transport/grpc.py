@@ -21,7 +21,7 @@ from urllib.parse import unquote
 import grpc
 
 from bitseam.errors import AddressInUseError, PeerGoneError, TransportError, UntrustedError
-from bitseam.transport.certs import Tls, describe
+from bitseam.transport.certs import Tls, common_name, describe
 from bitseam.transport.channel import Channel, Inbox
 from bitseam.transport.checksum import Checksum
 from bitseam.transport.meter import Meter
@@ -41,7 +41,7 @@ KEEPALIVE = 20.0  # seconds of silence until a peer is asked whether it is there
 _HTTP2_GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0"  # RFC 9113, 3.4
 _CONNECTING = threading.Lock()  # one at a time, so that each meter knows its own connection
 _SETTINGS = b"\4"  # the type of the frame that greets back
-_PATIENCE = 0.1  # seconds between tries to connect
+_HANDSHAKES, _PAUSE = 3, 0.1  # a server refuses without a word; so does a link that breaks, but not three times
 _READY = 10.0  # seconds for gRPC's own connection, once the server is known to be there
 _FLUSH = 5.0  # seconds that a closing side gives its last frames
 
@@ -52,8 +52,8 @@ class GrpcChannel(Channel):
     plaintext: frames carry checksums; see `bitseam.transport.checksum`.
     """
 
-    def __init__(self, peer: str, meter: Meter, end: Callable[[], None], plaintext: bool) -> None:
-        self.peer = peer
+    def __init__(self, peer: str, name: str, meter: Meter, end: Callable[[], None], plaintext: bool) -> None:
+        self.peer, self.name = peer, name
         self.inbox = Inbox()
         self.outbox: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         self.over = threading.Event()
@@ -99,19 +99,19 @@ class GrpcChannel(Channel):
         self.inbox.put(self._sums[1].open(received) if self._sums else received)
 
 
-def connect(address: str, tls: Tls | None, wait: float = 0.0, keepalive: float = KEEPALIVE) -> GrpcChannel:
+def connect(address: str, tls: Tls | None, keepalive: float = KEEPALIVE) -> GrpcChannel:
     """A client's channel to `address`, "host:port".
 
-    wait: seconds to go on trying while nobody listens there. keepalive: seconds of silence, .1 or more, after which the
-    peer is asked whether it is there; three times as many later it is given up. Raises UntrustedError where either side
-    does not know the other's certificate, PeerGoneError where nobody listens, TransportError for plaintext to another
-    machine or where one side alone uses TLS. `socket_bytes` counts the session's connection, not the short one that
-    tries the server.
+    keepalive: seconds of silence, .1 or more, after which the peer is asked whether it is there; three times as many
+    later it is given up. Raises UntrustedError where either side does not know the other's certificate, PeerGoneError
+    where nobody listens, TransportError for plaintext to another machine or where one side alone uses TLS.
+    `socket_bytes` counts the session's connection, not the short one that tries the server.
     """
     host, port = split_address(address)
     _require_tls(host, tls)
-    certificate_seen = _reach(host, port, tls, wait)
+    certificate_seen = _reach(host, port, tls)
     peer = f"server {describe(certificate_seen)} at {address}" if certificate_seen else f"server at {address}"
+    name = common_name(certificate_seen) if certificate_seen else ""
     # A connection for each session.
     options = [*_OPTIONS, *_keepalive(keepalive), ("grpc.use_local_subchannel_pool", 1)]
     if tls is None:
@@ -133,7 +133,7 @@ def connect(address: str, tls: Tls | None, wait: float = 0.0, keepalive: float =
         channel.over.wait(_FLUSH)
         network.close()
 
-    channel = GrpcChannel(peer, meter, end, plaintext=tls is None)
+    channel = GrpcChannel(peer, name, meter, end, plaintext=tls is None)
     call = network.stream_stream(f"/{_SERVICE}/{_METHOD}")(channel.frames_out())
 
     def read() -> None:
@@ -200,8 +200,8 @@ class Listener:
         self._server.stop(grace).wait()
 
     def _session(self, frames: Iterator[bytes], context: Any) -> Iterator[bytes]:
-        meter = Meter(*_peer_address(context.peer()))
-        channel = GrpcChannel(_describe(context), meter, lambda: None, self._plaintext)
+        peer, name = _identify(context)
+        channel = GrpcChannel(peer, name, Meter(*_peer_address(context.peer())), lambda: None, self._plaintext)
 
         def over() -> None:
             channel.finish("the client went away")
@@ -282,26 +282,25 @@ def _require_free(host: str, port: int) -> None:
                     ) from error
 
 
-def _reach(host: str, port: int, tls: Tls | None, wait: float) -> bytes | None:
-    """Wait until the server listens, and see that both sides trust each other; returns its certificate in DER form.
+def _reach(host: str, port: int, tls: Tls | None) -> bytes | None:
+    """See that a server listens, and that both sides trust each other; returns its certificate in DER form.
 
     gRPC tells little of why a handshake failed, so one is made by Python's own TLS first.
     """
-    deadline, told = time.monotonic() + wait, False
-    while True:
+    for left in reversed(range(_HANDSHAKES)):
         try:
-            with socket.create_connection((host, port), timeout=10) as plain:
+            with socket.create_connection((host, port), timeout=_READY) as plain:
                 if tls is not None:
                     return _shake_hands(plain, host, port, tls)
                 _greet_plainly(plain, f"{host}:{port}")
                 return None
         except OSError as error:
-            if time.monotonic() >= deadline:
-                raise PeerGoneError(f"{host}:{port}: no server there: {error}") from error
-            if not told:
-                log.info("waiting for a server at %s:%d", host, port)
-                told = True
-            time.sleep(_PATIENCE)
+            raise PeerGoneError(f"{host}:{port}: no server there: {error}") from error
+        except TransportError:
+            if not left:
+                raise
+        time.sleep(_PAUSE)
+    raise AssertionError
 
 
 def _greet_plainly(plain: socket.socket, address: str) -> None:
@@ -348,7 +347,11 @@ def _peer_address(peer: str) -> tuple[str, int]:
     return host.strip("[]"), int(port)
 
 
-def _describe(context: Any) -> str:
+def _identify(context: Any) -> tuple[str, str]:
+    """Who a client is: for logs, and the common name of its certificate."""
     where = unquote(context.peer()).partition(":")[2]
     pem = context.auth_context().get("x509_pem_cert")
-    return f"client {describe(ssl.PEM_cert_to_DER_cert(pem[0].decode()))} at {where}" if pem else f"client at {where}"
+    if not pem:
+        return f"client at {where}", ""
+    certificate = ssl.PEM_cert_to_DER_cert(pem[0].decode())
+    return f"client {describe(certificate)} at {where}", common_name(certificate)
