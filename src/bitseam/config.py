@@ -167,6 +167,7 @@ class Network:
     address: str = "localhost:50051"
     certificates: str = "certs"
     patience: Annotated[float, Field(ge=0, le=1e6)] = 600.0  # seconds that a client goes on trying to reach its server
+    keepalive: Annotated[float, Field(ge=0.1, le=1e6)] = 20.0  # seconds of silence until a peer is asked if it is there
 
 
 @dataclass(frozen=True, config=_strict)

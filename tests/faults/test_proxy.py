@@ -142,6 +142,27 @@ def test_plans_are_seeded_and_whole() -> None:
     assert all(500 <= fault.after <= 1500 for fault in faults)
 
 
+def reach(net: Net, address: str) -> Channel:
+    """Connect, over mutual TLS, once the proxy lets us."""
+    deadline = time.monotonic() + 5
+    while True:
+        try:
+            return net.connect(address, net.tls("client"), keepalive=0.3)
+        except PeerGoneError:
+            assert time.monotonic() < deadline
+
+
+@pytest.mark.parametrize("direction", ["up", "down"])
+@pytest.mark.parametrize("kind", ["close", "flip", "black-hole"])
+def test_a_handshake_that_breaks_is_no_refusal(net: Net, kind: Kind, direction: Direction) -> None:
+    for after in (300, 1500, 2300):
+        server = net.serve(tls=net.tls("server"), keepalive=0.3)
+        with Proxy(server, [Fault(kind, direction, after, 0.2)]) as proxy:
+            channel = reach(net, proxy.address)
+            channel.close()
+            assert proxy.fired or after > 1500
+
+
 @pytest.mark.parametrize("direction", ["up", "down"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_channel_gives_right_frames_or_an_error(net: Net, kind: Kind, direction: str) -> None:
@@ -161,7 +182,7 @@ def test_a_channel_gives_right_frames_or_an_error(net: Net, kind: Kind, directio
         assert (len(answers) == 4) == (not trouble) == (kind in HARMLESS)
         assert "sent nothing" not in trouble  # noticed by the channel, not by our patience
         assert len(proxy.fired) == 1
-        again = net.connect(proxy.address, net.tls("client"))
+        again = reach(net, proxy.address)
         again.send(b"x")
         assert again.receive(10) == b"x"
 

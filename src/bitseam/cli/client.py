@@ -58,7 +58,7 @@ def open_party(recipe: config.Recipe, locate: Locate, checkpoint: Path | None, t
     model.to(choose_device(recipe.device))
     prompter = Prompter(recipe.text, locate)
     tls = Tls.from_folder(recipe.network.certificates, "client") if recipe.network.certificates else None
-    dial = partial(connect, recipe.network.address, tls)
+    dial = partial(connect, recipe.network.address, tls, recipe.network.keepalive)
     seam, patience = build_seam(recipe.seam), recipe.network.patience
     with ClientSession(model, seam, dial, prompter.vocabulary, recipe.train.autocast, patience) as session:
         agreed = terms(recipe, prompter.vocabulary, prompter.fingerprint, None if training else str(identity))

@@ -38,7 +38,7 @@ def serve(recipe: config.Recipe, locate: Locate, checkpoint: Path | None = None)
     with RunLog(recipe.folder, "server", recipe.train.steps) as bar:
         party.on_step = lambda report: bar.step(report.step, _row(report))
         handler = _Handler(party)
-        listener = Listener(recipe.network.address, handler, tls, _SESSIONS)
+        listener = Listener(recipe.network.address, handler, tls, _SESSIONS, recipe.network.keepalive)
         listener.start()
         log.info("listening on %s; the language half is at step %d", recipe.network.address, party.step)
         try:
