@@ -1,16 +1,16 @@
-"""What a training session survives, and what that costs: everything in runs/faults/report.json.
+"""What a training session survives, and what that costs: OUT/report.json, made by `make faults`.
 
     python benchmarks/faults.py [--kills 50] [--rounds 3] [--seed 0] [--parts kills proxy ...] [--out runs/faults]
 
-kills     `kill -9` of client, server or both at random moments of tiny runs, several in each; each run must end with the
-          weights of an undisturbed one, optimisers included, to the bit
-proxy     runs over a link that is cut, delayed, garbled ... by tests/faults/proxy.py; each kind of fault once a round
-hostile   tests/hostile, one case each
-clients   tests/clients: many clients of one server
-overhead  of checkpoints and of keeping what a repeated message needs, at the demo's size
-fuzz      is `make fuzz`'s own, which writes OUT/fuzz.json
+kills     `kill -9` of client, server or both at random moments of tiny runs, several in each; every run must end with
+          the weights and optimisers of an undisturbed one, to the bit
+proxy     tiny runs over a link that tests/faults/proxy.py breaks, each kind of fault once a run; likewise
+hostile   tests/hostile, one case a test
+clients   tests/clients: many clients of one server; its tests record `clients` and `bytes_per_idle_client`
+overhead  of checkpoints and of exactly-once, at the demo's size: benchmarks/overhead.py
 
-Each part writes OUT/PART.json; the report is made of them all. A part that was not run is taken as it lies there.
+Each part writes OUT/PART.json; `make fuzz` writes OUT/fuzz.json. The report is put together of them all, so a part that
+is left out is taken as it lies there.
 """
 
 from __future__ import annotations
@@ -22,25 +22,25 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
 TESTS = Path(__file__).resolve().parent.parent / "tests"
-sys.path[:0] = [str(TESTS), str(TESTS / "faults")]
+sys.path += [str(TESTS), str(TESTS / "faults")]
 
-from conftest import Tiny, make_tiny  # noqa: E402
-from overhead import overhead  # noqa: E402
-from proxy import KINDS, draw_faults  # noqa: E402
-from survival import LINK, Survival, draw_kills, killed, through_proxy, undisturbed  # noqa: E402
+import overhead  # noqa: E402
+from conftest import make_tiny  # noqa: E402
+from proxy import draw_faults  # noqa: E402
+from survival import GAP, LINK, Survival, draw_kills, killed, through_proxy, undisturbed  # noqa: E402
 from tiny_run import write_tiny_run  # noqa: E402
 
 from bitseam.cli.machine import circumstances  # noqa: E402
 
 KILLS_A_RUN = 5
-GAP = 2500  # bytes between faults, about: a step of the tiny run has some 700 each way, a handshake 4,000
-SECONDS = 1.5  # that a fault lasts, at the most
+Figures = dict[str, Any]
 FIELDS = {  # of the report, and the part that each comes from
     "kills": "kills",
     "bit_identical": "kills",
@@ -57,42 +57,45 @@ FIELDS = {  # of the report, and the part that each comes from
 }
 
 
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--rounds", type=int, default=3, help="runs through the proxy, each with all kinds of faults")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--out", type=Path, default=Path("runs/faults"))
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
+    about = circumstances(threads=1)
     for name in options.parts:
         start = time.perf_counter()
         figures = PARTS[name](options)
-        figures |= {"seconds": time.perf_counter() - start, **circumstances(threads=1)}
+        figures = {**figures, "seconds": time.perf_counter() - start, "commit": about["commit"]}
         (options.out / f"{name}.json").write_text(json.dumps(figures, indent=1) + "\n")
-    report = join(options.out) | circumstances(threads=1)
+    report = put_together(options.out) | about
     (options.out / "report.json").write_text(json.dumps(report, indent=1) + "\n")
     for field in FIELDS:
-        print(f"{field:24} {report[field]}")
+        print(f"{field:22} {report[field]}")
+    if report["bit_identical"] < report["kills"] or report["survived"] < report["proxy_faults"]:
+        sys.exit("not everything was survived")
 
 
-def join(out: Path) -> dict[str, Any]:
-    """The report's fields from the parts' files. Exits, naming the part, where one is missing or has no such field."""
+def put_together(out: Path) -> Figures:
+    """The report's fields from the parts' files. Exits, saying what makes it, where one is not there."""
     report = {}
     for field, part in FIELDS.items():
         path = out / f"{part}.json"
         try:
-            report[field] = json.loads(path.read_text())[field]
+            found = json.loads(path.read_text())
+            # `make fuzz` calls its inputs `inputs`.
+            report[field] = found["inputs"] if field == "fuzz_inputs" else found[field]
         except (OSError, ValueError, KeyError) as error:
-            how = "make fuzz" if part == "fuzz" else f"python benchmarks/faults.py --parts {part}"
-            sys.exit(f"{path}: {field} is missing ({type(error).__name__}); `{how}` writes it")
+            maker = "make fuzz" if part == "fuzz" else f"python benchmarks/faults.py --parts {part}"
+            sys.exit(f"{path}: no {field} ({type(error).__name__}); `{maker}` writes it")
     return report
 
 
-def kills(options: argparse.Namespace) -> dict[str, Any]:
+def kills(options: argparse.Namespace) -> Figures:
     rng = random.Random(options.seed)
 
     def runs(new: Callable[[], Path]) -> Iterator[Survival]:
@@ -102,34 +105,75 @@ def kills(options: argparse.Namespace) -> dict[str, Any]:
             left -= len(survived.troubles)
             yield survived
 
-    counted = survive("kills", runs)
-    return {"kills": counted["troubles"], "bit_identical": counted["survived"], **counted}
+    return survive("kills", "bit_identical", runs)
 
 
-def proxy(options: argparse.Namespace) -> dict[str, Any]:
+def proxy(options: argparse.Namespace) -> Figures:
     def runs(new: Callable[[], Path]) -> Iterator[Survival]:
         right = undisturbed(new(), *LINK)
         for number in range(options.rounds):
-            faults = draw_faults(options.seed + number, GAP, 1, KINDS, SECONDS)
-            yield through_proxy(new(), faults, right, *LINK)
+            yield through_proxy(new(), draw_faults(options.seed + number, GAP), right, *LINK)
 
-    counted = survive("proxy", runs)
-    return {"proxy_faults": counted["troubles"], **counted}
+    return survive("proxy_faults", "survived", runs)
 
 
-def survive(name: str, runs: Callable[[Callable[[], Path]], Iterable[Survival]]) -> dict[str, Any]:
-    """Go through runs, each with a new folder; what was inflicted, and how much of it in runs that ended well."""
-    with tempfile.TemporaryDirectory() as folder:
-        made = (make_folder(Path(folder) / str(number), tiny) for tiny in [make_tiny(folder)] for number in count())
-        done = []
-        for survived in runs(lambda: next(made)):
+def survive(inflicted: str, endured: str, runs: Callable[[Callable[[], Path]], Iterable[Survival]]) -> Figures:
+    """Go through runs, each in a folder of its own; `inflicted` counts their troubles, `endured` those of runs that
+    ended as they should."""
+    done: list[Survival] = []
+    with tempfile.TemporaryDirectory() as base:
+        tiny = make_tiny(Path(base))
+
+        def new() -> Path:
+            return write_tiny_run(Path(tempfile.mkdtemp(dir=base)), tiny).parent
+
+        for survived in runs(new):
             done.append(survived)
-            print(f"{name}: run {len(done)}, {len(survived.troubles)} in {survived.seconds:.0f} s: ", end="")
-            print(survived.failure or "bit-identical", flush=True)
+            told = survived.failure or "bit-identical"
+            print(f"{inflicted}: run {len(done)}, {len(survived.troubles)} in {survived.seconds:.0f} s: {told}")
             if survived.failure:
-                print(*survived.troubles, sep="\n  ", flush=True)
+                print(*survived.troubles, sep="\n  ")
     return {
-        "troubles": sum(len(survived.troubles) for survived in done),
-        "survived": sum(len(survived.troubles) for survived in done if not survived.failure),
+        inflicted: sum(len(survived.troubles) for survived in done),
+        endured: sum(len(survived.troubles) for survived in done if not survived.failure),
         "runs": [asdict(survived) for survived in done],
     }
+
+
+def hostile(options: argparse.Namespace) -> Figures:
+    tests = run_tests(TESTS / "hostile", options.out / "hostile.xml")
+    cases = [case for case in tests.iter("testcase") if case.find("skipped") is None]
+    failed = [case.get("name") for case in cases if case.find("failure") is not None or case.find("error") is not None]
+    return {"hostile_cases": len(cases), "contained": len(cases) - len(failed), "failed": failed}
+
+
+def clients(options: argparse.Namespace) -> Figures:
+    tests = run_tests(TESTS / "clients", options.out / "clients.xml")
+    recorded = {entry.get("name"): float(entry.get("value", "nan")) for entry in tests.iter("property")}
+    if tests.find(".//failure") is not None or tests.find(".//error") is not None:
+        sys.exit(f"{TESTS / 'clients'}: a test fails; see {options.out / 'clients.xml'}")
+    return {name: int(recorded[name]) for name in ("clients", "bytes_per_idle_client") if name in recorded}
+
+
+def run_tests(folder: Path, results: Path) -> ElementTree.Element:
+    """Run the tests of a folder, slow ones too, and read what pytest says of each."""
+    if not folder.is_dir():
+        sys.exit(f"{folder}: no such tests, and the report needs them")
+    command = [sys.executable, "-m", "pytest", "-q", "-m", "", f"--junitxml={results}", str(folder)]
+    status = subprocess.run(command, check=False).returncode
+    if status not in (0, 1):  # all passed, or some failed
+        sys.exit(f"{' '.join(command)} ended with status {status}")
+    return ElementTree.parse(results).getroot()
+
+
+PARTS: dict[str, Callable[[argparse.Namespace], Figures]] = {
+    "kills": kills,
+    "proxy": proxy,
+    "hostile": hostile,
+    "clients": clients,
+    "overhead": lambda options: overhead.measure(Path("recipes/demo.toml")),
+}
+
+
+if __name__ == "__main__":
+    main()

@@ -54,7 +54,9 @@ def measure(path: Path) -> dict[str, Any]:
             stepper = Stepper(session.model, recipe.client.rate, recipe.train)
 
             def step() -> None:
-                loss = session.step(session.reached + 1, 0, True, features, text, recipe.seam.image_up.distortion_weight)
+                loss = session.step(
+                    session.reached + 1, 0, True, features, text, recipe.seam.image_up.distortion_weight
+                )
                 stepper.step(loss.answer_tokens)
 
             def checkpoint() -> None:

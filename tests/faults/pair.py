@@ -92,7 +92,7 @@ def _run(words: list[str], folder: Path, side: Side) -> None:
     out = os.open(folder / f"{side}.out", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(out, 1)
     os.dup2(out, 2)
-    os.environ["BITSEAM_CACHE"] = str(folder / "cache")
+    os.environ |= {"BITSEAM_CACHE": str(folder / "cache"), "COLUMNS": "200"}
     from bitseam.cli.main import main
 
     sys.argv = ["bitseam", *words]

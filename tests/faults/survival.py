@@ -30,6 +30,8 @@ OPTIONS = tuple(
     )
     for word in ("--set", setting)
 )
+LINK = ("--set", "network.keepalive=0.3")  # a peer that is silent is given up after 1.2 seconds
+GAP = 2500  # bytes between faults, about: a step of these runs has some 700 each way, a handshake 4,000
 LIMIT = 120.0  # seconds without an end after which a run has failed
 
 Moment = Literal[
@@ -129,9 +131,7 @@ def through_proxy(folder: Path, faults: list[Fault], right: dict[str, bytes], *o
         return _survive(Pair(folder, *OPTIONS, *options, own=own), trouble, right)
 
 
-def _survive(
-    pair: Pair, trouble: Callable[[Pair, Survival], dict[str, bytes]], right: dict[str, bytes]
-) -> Survival:
+def _survive(pair: Pair, trouble: Callable[[Pair, Survival], dict[str, bytes]], right: dict[str, bytes]) -> Survival:
     survived, start = Survival(), time.monotonic()
     try:
         with pair:

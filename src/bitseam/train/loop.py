@@ -77,7 +77,7 @@ def _begin(session: ClientSession, recipe: config.Recipe, stepper: Stepper, batc
 
 
 def write_checkpoints(session: ClientSession, recipe: config.Recipe, stepper: Stepper) -> None:
-    """Write both halves at the present step; the server's first, so that ours never is of a step that it does not have."""
+    """Both halves, at the present step: the server's first, so that ours never is of a step that it does not have."""
     session.checkpoint(session.reached)
     identity = Identity(session.run, session.reached)
     state = training_state(stepper, session.state())
