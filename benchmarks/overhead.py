@@ -46,29 +46,32 @@ def measure(path: Path) -> dict[str, Any]:
     """Medians, in seconds, and their shares of a step's time. Writes where the recipe's own runs would."""
     runs = Path("runs")
     runs.mkdir(exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=runs) as folder, serving(path, Path(folder), {}) as recipe:
-        with open_party(recipe, locate, None, training=True) as party:
-            session = party.session
-            features, text = make_batch(recipe, session.model)
-            session.calibrate(features, text)
-            stepper = Stepper(session.model, recipe.client.rate, recipe.train)
+    with (
+        tempfile.TemporaryDirectory(dir=runs) as folder,
+        serving(path, Path(folder), {}) as recipe,
+        open_party(recipe, locate, None, training=True) as party,
+    ):
+        session, weight = party.session, recipe.seam.image_up.distortion_weight
+        features, text = make_batch(recipe, session.model)
+        session.calibrate(features, text)
+        stepper = Stepper(session.model, recipe.client.rate, recipe.train)
 
-            def step() -> None:
-                loss = session.step(
-                    session.reached + 1, 0, True, features, text, recipe.seam.image_up.distortion_weight
-                )
-                stepper.step(loss.answer_tokens)
+        def step() -> None:
+            for micro in range(recipe.train.accumulate):
+                last = micro == recipe.train.accumulate - 1
+                loss = session.step(session.reached + 1, micro, last, features, text, weight)
+            stepper.step(recipe.train.accumulate * loss.answer_tokens)
 
-            def checkpoint() -> None:
-                write_checkpoints(session, recipe, stepper)
+        def checkpoint() -> None:
+            write_checkpoints(session, recipe, stepper)
 
-            steps = [_seconds(step) for _ in range(WARM + STEPS)][WARM:]
-            checkpoints = []
-            for _ in range(CHECKPOINTS):
-                checkpoints.append(_seconds(checkpoint))
-                step()
-            sizes = [row for row in session.ledger.rows() if row["kind"] == "Forward"]
-            size = sum(int(row["bytes"]) for row in sizes) // max(int(row["messages"]) for row in sizes)
+        steps = [_seconds(step) for _ in range(WARM + STEPS)][WARM:]
+        checkpoints = []
+        for _ in range(CHECKPOINTS):
+            checkpoints.append(_seconds(checkpoint))
+            step()
+        sizes = [row for row in session.ledger.rows() if row["kind"] == "Forward"]
+        size = sum(int(row["bytes"]) for row in sizes) // max(int(row["messages"]) for row in sizes)
     forward = pb.Forward(image=pb.Coded(payload=os.urandom(size)))
     digests = [_seconds(lambda: digest(forward)) for _ in range(DIGESTS)]
     every = recipe.train.checkpoint_every

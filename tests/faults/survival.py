@@ -18,6 +18,8 @@ OPTIONS = tuple(
     word
     for setting in (
         f"train.steps={STEPS}",
+        "client.merge=1",
+        "train.batch=8",
         "train.accumulate=2",
         "train.checkpoint_every=5",
         "train.weight_decay=0.01",
@@ -31,7 +33,7 @@ OPTIONS = tuple(
     for word in ("--set", setting)
 )
 LINK = ("--set", "network.keepalive=0.3")  # a peer that is silent is given up after 1.2 seconds
-GAP = 2500  # bytes between faults, about: a step of these runs has some 700 each way, a handshake 4,000
+GAP = 7000  # bytes between faults, about: a step of these runs has some 3,000 up, a connection made 4,000
 LIMIT = 120.0  # seconds without an end after which a run has failed
 
 Moment = Literal[

@@ -12,13 +12,13 @@ import queue
 import socket
 import ssl
 import threading
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from urllib.parse import unquote
 
 import grpc
+from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_fixed
 
 from bitseam.errors import AddressInUseError, PeerGoneError, TransportError, UntrustedError
 from bitseam.transport.certs import Tls, common_name, describe
@@ -41,7 +41,7 @@ KEEPALIVE = 20.0  # seconds of silence until a peer is asked whether it is there
 _HTTP2_GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0"  # RFC 9113, 3.4
 _CONNECTING = threading.Lock()  # one at a time, so that each meter knows its own connection
 _SETTINGS = b"\4"  # the type of the frame that greets back
-_HANDSHAKES, _PAUSE = 3, 0.1  # a server refuses without a word; so does a link that breaks, but not three times
+_HANDSHAKES, _PAUSE = 3, 0.1  # seconds between tries of a handshake
 _READY = 10.0  # seconds for gRPC's own connection, once the server is known to be there
 _FLUSH = 5.0  # seconds that a closing side gives its last frames
 
@@ -285,22 +285,27 @@ def _require_free(host: str, port: int) -> None:
 def _reach(host: str, port: int, tls: Tls | None) -> bytes | None:
     """See that a server listens, and that both sides trust each other; returns its certificate in DER form.
 
-    gRPC tells little of why a handshake failed, so one is made by Python's own TLS first.
+    gRPC tells little of why a handshake failed, so one is made by Python's own TLS first. A server refuses without a
+    word; so may a link that breaks, but not several times.
     """
-    for left in reversed(range(_HANDSHAKES)):
-        try:
-            with socket.create_connection((host, port), timeout=_READY) as plain:
-                if tls is not None:
-                    return _shake_hands(plain, host, port, tls)
-                _greet_plainly(plain, f"{host}:{port}")
-                return None
-        except OSError as error:
-            raise PeerGoneError(f"{host}:{port}: no server there: {error}") from error
-        except TransportError:
-            if not left:
-                raise
-        time.sleep(_PAUSE)
-    raise AssertionError
+    tries = Retrying(
+        retry=retry_if_exception(lambda e: isinstance(e, TransportError) and not isinstance(e, PeerGoneError)),
+        wait=wait_fixed(_PAUSE),
+        stop=stop_after_attempt(_HANDSHAKES),
+        reraise=True,
+    )
+    return tries(_greet, host, port, tls)
+
+
+def _greet(host: str, port: int, tls: Tls | None) -> bytes | None:
+    try:
+        with socket.create_connection((host, port), timeout=_READY) as plain:
+            if tls is not None:
+                return _shake_hands(plain, host, port, tls)
+            _greet_plainly(plain, f"{host}:{port}")
+            return None
+    except OSError as error:
+        raise PeerGoneError(f"{host}:{port}: no server there: {error}") from error
 
 
 def _greet_plainly(plain: socket.socket, address: str) -> None:
