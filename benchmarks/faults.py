@@ -130,7 +130,7 @@ def survive(inflicted: str, endured: str, runs: Callable[[Callable[[], Path]], I
         for survived in runs(new):
             done.append(survived)
             told = survived.failure or "bit-identical"
-            print(f"{inflicted}: run {len(done)}, {len(survived.troubles)} in {survived.seconds:.0f} s: {told}")
+            print(f"{inflicted}: run {len(done)}, {len(survived.troubles)} in {survived.seconds:.0f} s: {told}", flush=True)
             if survived.failure:
                 print(*survived.troubles, sep="\n  ")
     return {
