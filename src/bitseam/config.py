@@ -147,7 +147,12 @@ class Data:
 
 @dataclass(frozen=True, config=_strict)
 class Train:
-    """Training of both halves."""
+    """Training of both halves.
+
+    sharing: with several clients, the server half takes their steps in the order in which they arrive, and each client
+    keeps a half of its own (`sequential`), or client halves are averaged after each `round` (`averaged`: SplitFed,
+    arXiv 2004.12088, its second version).
+    """
 
     steps: Count
     batch: Count = 32
@@ -157,6 +162,9 @@ class Train:
     clip_norm: Rate = 1.0  # of each half's gradient; 0 switches it off
     autocast: Literal["off", "bf16"] = "off"
     checkpoint_every: Count = 500
+    clients: Count = 1  # that train the same server half, each with `steps` of its own; see `sharing`
+    sharing: Literal["sequential", "averaged"] = "sequential"
+    round: Count = 50  # steps between two averages
     calibrate: Count = 8  # batches that set the quantizer's statistics before the first step
 
 

@@ -139,6 +139,12 @@ LIMITS: list[tuple[str, int, Any, Any]] = [
         pb.Backward(step=1, micro=2, image=pb.Coded(shape=[12])),
         pb.Backward(step=1, micro=2, image=pb.Coded(shape=[13])),
     ),
+    (
+        "elements",
+        2,
+        pb.Average(step=7, weights=pb.Coded(shape=[2])),
+        pb.Average(step=7, weights=pb.Coded(shape=[3])),
+    ),
     ("new_tokens", 8, GOLDEN[pb.Ask][0], changed(pb.Ask, lambda m: setattr(m, "max_new_tokens", 9))),
 ]
 

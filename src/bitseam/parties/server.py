@@ -7,10 +7,10 @@ import math
 import secrets
 from hashlib import blake2b
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from bitseam.codecs import codec_from_config
 from bitseam.errors import (
     BitseamError,
     CodecError,
@@ -21,17 +21,18 @@ from bitseam.errors import (
     WireError,
 )
 from bitseam.parties.ledger import Ledger
-from bitseam.parties.party import Seat, ServerParty, StepReport
+from bitseam.parties.party import ServerParty, StepReport
 from bitseam.parties.peer import Peer, Stopwatch, decode, encode
-from bitseam.parties.seam import MODALITIES, Link, channels
-from bitseam.parties.tables import keep_tables, with_tables
+from bitseam.parties.seam import Link, channels
+from bitseam.parties.seat import Seat
 from bitseam.parties.text import TextBatch, read_text
-from bitseam.quant import LevelProjection
 from bitseam.transport import Channel
 from bitseam.wire import VERSION, same_terms
 from bitseam.wire import messages_pb2 as pb
 
 log = logging.getLogger(__name__)
+
+_WEIGHTS = codec_from_config({"id": "fp32"})  # of client halves that are averaged
 
 
 class ServerSession:
@@ -55,7 +56,10 @@ class ServerSession:
                     if self._stops_at(message):
                         self._refuse(pb.STOPPING, "the server is being stopped")
                         return
-                    self._party.compute.submit(self._answer, message).result()
+                    if isinstance(message, pb.Average):
+                        self._average(message)
+                    else:
+                        self._party.compute.submit(self._answer, message).result()
                 self._party.leave(self._seat)
                 if message.reason:
                     raise PeerGoneError(f"the client stopped: {message.reason}")
@@ -74,6 +78,9 @@ class ServerSession:
             self._party.leave(self._seat)
             self._refuse(pb.SERVER_ERROR, "internal error; see the server's log")
             raise
+        finally:
+            if self._seat is not None:
+                self._party.averaging.leave(self._seat)
 
     def _open(self) -> bool:
         hello, party = self._peer.receive(), self._party
@@ -97,6 +104,7 @@ class ServerSession:
             except RefusedError as error:
                 self._refuse(pb.TERMS_DIFFER, str(error))
                 raise
+            party.averaging.enter(self._seat)
         else:
             welcome = pb.Welcome(session=secrets.token_bytes(16), run=bytes.fromhex(party.run), step=party.step)
         self._peer.send(welcome)
@@ -120,35 +128,36 @@ class ServerSession:
             self._ask(message)
         elif isinstance(message, pb.Checkpoint):
             self._checkpoint(message)
-            self._peer.send(pb.Ack(step=self._party.step))
+            self._peer.send(pb.Ack(step=message.step))
         elif isinstance(message, pb.Calibrate):
             self._calibrate(message)
             self._peer.send(pb.Ack(step=self._party.step))
 
     def _checkpoint(self, message: pb.Checkpoint) -> None:
-        self._require_seat()
-        if message.step != self._party.step:
-            raise WireError(f"checkpoint of step {message.step} where the server stands at {self._party.step}")
-        self._party.save()
+        seat = self._require_seat()
+        if message.step != seat.step:
+            raise WireError(f"checkpoint of step {message.step} where {seat.step} is the last whole one")
+        self._party.save(seat)
+
+    def _average(self, message: pb.Average) -> None:
+        """In the session's own thread: it waits for other clients."""
+        seat = self._require_seat()
+        if message.step != seat.step:
+            raise WireError(f"average of step {message.step} where {seat.step} is the last whole one")
+        weights = decode(_WEIGHTS, message.weights, tuple(message.weights.shape), "weights", torch.device("cpu"))
+        mean, clients = self._party.averaging.average(seat, int(message.step), weights)
+        self._peer.send(pb.Averaged(step=message.step, weights=encode(_WEIGHTS, mean), clients=clients))
 
     def _require_seat(self) -> Seat:
         """Raises StateError where the client has come back through another connection since."""
-        if self._seat is None or self._seat is not self._party.seat:
+        if self._seat is None or self._party.seats.get(self._seat.name) is not self._seat:
             raise StateError("this session is over: its client has begun another")
         return self._seat
 
     def _calibrate(self, message: pb.Calibrate) -> None:
-        party = self._party
         self._require_seat()
-        party.touch()
-        for name in MODALITIES:
-            news, projection = getattr(message, name), getattr(party.model, f"{name}_projection")
-            if news.tables:
-                party.seam = with_tables(party.seam, name, news.tables)
-                keep_tables(party.model, name, news.tables)
-            if news.mean and isinstance(projection, LevelProjection):
-                mean, std = (torch.from_numpy(np.frombuffer(raw, "<f4").copy()) for raw in (news.mean, news.std))
-                projection.calibrate(mean, std)
+        self._party.face(self._name)
+        self._party.learn(self._name, message)
 
     def _read(self, message: pb.Forward | pb.Ask) -> tuple[TextBatch, Tensor, Tensor | None]:
         party, seam = self._party, self._party.seam
@@ -171,10 +180,11 @@ class ServerSession:
         if request == seat.request:
             self._peer.send(seat.answer)
             return
-        if (message.step, message.micro) != (party.step + 1, seat.micro):
-            here, due = f"step {message.step}", f"{party.step + 1}"
+        if (message.step, message.micro) != (seat.step + 1, seat.micro):
+            here, due = f"step {message.step}", f"{seat.step + 1}"
             raise WireError(f"{here} where {due} is due, micro-batch {message.micro} where {seat.micro} is due")
         party.touch()
+        party.face(seat.name)
         with watch("decode"):
             self._calibrate(message.statistics)
             text, image, prompt = self._read(message)
@@ -221,12 +231,13 @@ class ServerSession:
         with self.watch("server step"):
             norm, rate = party.update(seat)
         loss = seat.loss / max(seat.answer_tokens, 1)
-        party.on_step(StepReport(party.step, loss, seat.answer_tokens, norm, rate, self.watch.seconds))
+        party.on_step(StepReport(party.step, loss, seat.answer_tokens, norm, rate, self.watch.seconds, seat.name))
         seat.micro, seat.loss, seat.answer_tokens, seat.warned = 0, 0.0, 0, seat.answer.stopping
         self.watch = Stopwatch()
 
     def _ask(self, message: pb.Ask) -> None:
         party = self._party
+        party.face(self._name)
         text, image, prompt = self._read(message)
         if text.answers.any():
             raise CodecError("text: a question holds no answers")

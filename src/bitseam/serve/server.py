@@ -35,7 +35,7 @@ def serve(recipe: config.Recipe, locate: Locate, checkpoint: Path | None = None)
     told = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: told.set())
-    with RunLog(recipe.folder, "server", recipe.train.steps) as bar:
+    with RunLog(recipe.folder, "server", recipe.train.steps * recipe.train.clients) as bar:
         party.on_step = lambda report: bar.step(report.step, _row(report))
         handler = _Handler(party)
         listener = Listener(recipe.network.address, handler, tls, _SESSIONS, recipe.network.keepalive)

@@ -49,6 +49,8 @@ def train(session: ClientSession, recipe: config.Recipe, batches: Batches) -> Pa
                 while session.reached < plan.steps:
                     step = session.reached + 1
                     progress.step(step, _step(session, recipe, stepper, batches, step))
+                    if plan.sharing == "averaged" and step % plan.round == 0:
+                        session.average(step)
                     if step % plan.checkpoint_every == 0 or step == plan.steps or session.stopping:
                         write_checkpoints(session, recipe, stepper)
                 return folder_of(recipe.folder, "client", plan.steps)
