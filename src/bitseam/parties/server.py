@@ -200,7 +200,7 @@ class ServerSession:
 
     def _forward(self, message: pb.Forward) -> None:
         party, watch, seat = self._party, self.watch, self._require_seat()
-        request = blake2b(message.SerializeToString(deterministic=True)).digest()
+        request = digest(message)
         if request == seat.request:
             self._peer.send(seat.answer)
             return
@@ -271,6 +271,11 @@ class ServerSession:
         party.model.eval()
         streamer = _TokenStreamer(self._peer)
         party.model.generate(text, image, prompt, message.max_new_tokens, party.prompter.end, streamer)
+
+
+def digest(message: pb.Forward) -> bytes:
+    """By which a repeated message is known."""
+    return blake2b(message.SerializeToString(deterministic=True)).digest()
 
 
 class _TokenStreamer:

@@ -47,7 +47,7 @@ def serve(recipe: config.Recipe, locate: Locate, checkpoint: Path | None = None)
         party.on_step = lambda report: bar.step(report.step, _row(report))
         handler = _Handler(party)
         exposed = network.plaintext_that_anyone_can_read_and_change
-        listener = Listener(network.address, handler, tls, _SESSIONS, admission, exposed)
+        listener = Listener(network.address, handler, tls, _SESSIONS, network.keepalive, admission, exposed)
         listener.start()
         log.info("listening on %s; the language half is at step %d", network.address, party.step)
         try:

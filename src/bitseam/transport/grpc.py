@@ -18,11 +18,13 @@ from typing import Any
 from urllib.parse import unquote
 
 import grpc
+from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_fixed
 
 from bitseam.errors import AddressInUseError, PeerGoneError, TransportError, UntrustedError
 from bitseam.transport.allow import Admission
 from bitseam.transport.certs import Tls, common_name, describe
 from bitseam.transport.channel import Channel, Inbox
+from bitseam.transport.checksum import Checksum
 from bitseam.transport.core_log import log_failed_handshakes
 from bitseam.transport.meter import Meter
 from bitseam.wire import Limits
@@ -34,28 +36,32 @@ _OPTIONS = [
     ("grpc.max_send_message_length", Limits().frame_bytes),
     ("grpc.max_receive_message_length", Limits().frame_bytes),
     ("grpc.enable_http_proxy", 0),  # the address is the peer's own, and a proxy would end the TLS
-    ("grpc.keepalive_time_ms", 20_000),  # a peer that vanished without a word is noticed within 40 seconds
-    ("grpc.keepalive_timeout_ms", 20_000),
     ("grpc.http2.max_pings_without_data", 0),
-    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+    ("grpc.http2.min_ping_interval_without_data_ms", 100),  # a peer may ask more often than we do
 ]
+KEEPALIVE = 20.0  # seconds of silence until a peer is asked whether it is there
 _HTTP2_GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0"  # RFC 9113, 3.4
 _CONNECTING = threading.Lock()  # one at a time, so that each meter knows its own connection
 _SETTINGS = b"\4"  # the type of the frame that greets back
+_HANDSHAKES, _PAUSE = 3, 0.1  # seconds between tries of a handshake
 _READY = 10.0  # seconds for gRPC's own connection, once the server is known to be there
 _REVIEW = 1.0  # seconds between looks at whether those who speak still may
 _FLUSH = 5.0  # seconds that a closing side gives its last frames
 
 
 class GrpcChannel(Channel):
-    """One end of a stream; `outbox` feeds gRPC's sender until None."""
+    """One end of a stream; `outbox` feeds gRPC's sender until None.
 
-    def __init__(self, peer: str, name: str, meter: Meter, end: Callable[[], None]) -> None:
+    plaintext: frames carry checksums; see `bitseam.transport.checksum`.
+    """
+
+    def __init__(self, peer: str, name: str, meter: Meter, end: Callable[[], None], plaintext: bool) -> None:
         self.peer, self.name = peer, name
         self.inbox = Inbox()
         self.outbox: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         self.over = threading.Event()
         self._meter, self._end = meter, end
+        self._sums = (Checksum(), Checksum()) if plaintext else None  # of what goes and of what comes
         self._counted: tuple[int, int] | None = None
         self._closed = False
 
@@ -89,23 +95,29 @@ class GrpcChannel(Channel):
     def frames_out(self) -> Iterator[bytes]:
         """What gRPC sends: frames until `close`."""
         while (frame := self.outbox.get()) is not None:
-            yield frame
+            yield self._sums[0].seal(frame) if self._sums else frame
+
+    def take(self, received: bytes) -> None:
+        """Give a frame that gRPC received to `receive`. Raises PeerGoneError where it was damaged on the way."""
+        self.inbox.put(self._sums[1].open(received) if self._sums else received)
 
 
-def connect(address: str, tls: Tls | None, exposed: bool = False) -> GrpcChannel:
+def connect(address: str, tls: Tls | None, keepalive: float = KEEPALIVE, exposed: bool = False) -> GrpcChannel:
     """A client's channel to `address`, "host:port".
 
-    exposed: plaintext to another machine, for all on the way to read and change. Raises UntrustedError where either
-    side does not know the other's certificate, PeerGoneError where nobody listens, TransportError for plaintext to
-    another machine that is not `exposed` or where one side alone uses TLS. `socket_bytes` counts the session's
-    connection, not the short one that tries the server.
+    keepalive: seconds of silence, .1 or more, after which the peer is asked whether it is there; three times as many
+    later it is given up. exposed: plaintext to another machine, for all on the way to read and change. Raises
+    UntrustedError where either side does not know the other's certificate, PeerGoneError where nobody listens,
+    TransportError for plaintext to another machine that is not `exposed` or where one side alone uses TLS.
+    `socket_bytes` counts the session's connection, not the short one that tries the server.
     """
     host, port = split_address(address)
     _require_tls(host, tls, exposed)
     certificate_seen = _reach(host, port, tls)
     peer = f"server {describe(certificate_seen)} at {address}" if certificate_seen else f"server at {address}"
     name = common_name(certificate_seen) if certificate_seen else ""
-    options = [*_OPTIONS, ("grpc.use_local_subchannel_pool", 1)]  # a connection for each session
+    # A connection for each session.
+    options = [*_OPTIONS, *_keepalive(keepalive), ("grpc.use_local_subchannel_pool", 1)]
     if tls is None:
         network = grpc.insecure_channel(address, options)
     else:
@@ -125,14 +137,17 @@ def connect(address: str, tls: Tls | None, exposed: bool = False) -> GrpcChannel
         channel.over.wait(_FLUSH)
         network.close()
 
-    channel = GrpcChannel(peer, name, meter, end)
+    channel = GrpcChannel(peer, name, meter, end, plaintext=tls is None)
     call = network.stream_stream(f"/{_SERVICE}/{_METHOD}")(channel.frames_out())
 
     def read() -> None:
         reason: tuple[str, type[TransportError]] = "the server went away", PeerGoneError
         try:
-            for frame in call:
-                channel.inbox.put(frame)
+            for received in call:
+                channel.take(received)
+        except PeerGoneError as error:
+            reason = str(error), PeerGoneError
+            call.cancel()
         except grpc.RpcError as error:
             reason = _ended(error, address)
         channel.finish(*reason)
@@ -158,20 +173,21 @@ class Listener:
         handler: Callable[[Channel], None],
         tls: Tls | None,
         max_sessions: int = 32,
+        keepalive: float = KEEPALIVE,
         admission: Admission | None = None,
         exposed: bool = False,
     ) -> None:
         host, port = split_address(address)
         _require_tls(host, tls, exposed)
         _require_free(host, port)
-        self._handler = handler
+        self._handler, self._plaintext = handler, tls is None
         self._admission = admission or (Admission(tls.authority, tls.revocations) if tls is not None else None)
         # Those with a certificate, and how to end their calls.
         self._admitted: dict[GrpcChannel, tuple[bytes, Callable[[], object]]] = {}
         self._stopped = threading.Event()
         self._server = grpc.server(
             ThreadPoolExecutor(max_sessions, "bitseam-session"),
-            options=[*_OPTIONS, ("grpc.so_reuseport", 0)],
+            options=[*_OPTIONS, *_keepalive(keepalive), ("grpc.so_reuseport", 0)],
             maximum_concurrent_rpcs=max_sessions,
         )
         method = grpc.stream_stream_rpc_method_handler(self._session)
@@ -210,7 +226,7 @@ class Listener:
             except (UntrustedError, ValueError) as error:
                 log.warning("%s: refused: %s", peer, error)
                 context.abort(grpc.StatusCode.UNAUTHENTICATED, "")
-        channel = GrpcChannel(peer, name, Meter(*_peer_address(context.peer())), lambda: None)
+        channel = GrpcChannel(peer, name, Meter(*_peer_address(context.peer())), lambda: None, self._plaintext)
         if certificate is not None:
             self._admitted[channel] = certificate, context.cancel
         return channel
@@ -234,12 +250,15 @@ class Listener:
             channel.finish("the client went away")
 
         def read() -> None:
+            reason = "the client went away"
             try:
-                for frame in frames:
-                    channel.inbox.put(frame)
+                for received in frames:
+                    channel.take(received)
+            except PeerGoneError as error:
+                reason = str(error)
             except Exception:  # gRPC raises a bare Exception where a request stream breaks
                 pass
-            channel.inbox.end("the client went away")
+            channel.inbox.end(reason)
 
         def run() -> None:
             try:
@@ -262,6 +281,14 @@ def split_address(address: str) -> tuple[str, int]:
     if not colon or not host or not port.isdigit() or int(port) > 65535:
         raise TransportError(f"network.address {address!r}: write host:port")
     return host.strip("[]"), int(port)
+
+
+def _keepalive(seconds: float) -> list[tuple[str, int]]:
+    # The answer to a ping goes by `ping_timeout`; `keepalive_timeout` is for bytes that TCP gets no word of. An answer
+    # may have to wait behind all that the system has taken to send: on a slow line, too few seconds end a sound
+    # connection.
+    parts = {"keepalive_time": 1, "keepalive_timeout": 1, "http2.ping_timeout": 3}
+    return [(f"grpc.{name}_ms", round(seconds * part * 1000)) for name, part in parts.items()]
 
 
 def _require_tls(host: str, tls: Tls | None, exposed: bool) -> None:
@@ -305,8 +332,19 @@ def _require_free(host: str, port: int) -> None:
 def _reach(host: str, port: int, tls: Tls | None) -> bytes | None:
     """See that a server listens, and that both sides trust each other; returns its certificate in DER form.
 
-    gRPC tells little of why a handshake failed, so one is made by Python's own TLS first.
+    gRPC tells little of why a handshake failed, so one is made by Python's own TLS first. A server refuses without a
+    word; so may a link that breaks, but not several times.
     """
+    tries = Retrying(
+        retry=retry_if_exception(lambda e: isinstance(e, TransportError) and not isinstance(e, PeerGoneError)),
+        wait=wait_fixed(_PAUSE),
+        stop=stop_after_attempt(_HANDSHAKES),
+        reraise=True,
+    )
+    return tries(_greet, host, port, tls)
+
+
+def _greet(host: str, port: int, tls: Tls | None) -> bytes | None:
     try:
         with socket.create_connection((host, port), timeout=_READY) as plain:
             if tls is not None:
