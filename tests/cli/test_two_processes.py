@@ -236,7 +236,7 @@ def test_a_certificate_that_the_server_does_not_know(work: Work) -> None:
         server.send_signal(signal.SIGTERM)
         status, output = ended(server)
         assert status == 0
-        assert "Handshake failed" in output
+        assert "a TLS handshake failed" in output
 
 
 def test_a_port_in_use(work: Work) -> None:
