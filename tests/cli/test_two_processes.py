@@ -15,43 +15,13 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
-import numpy as np
 import pytest
 from conftest import Tiny
-from PIL import Image
+from tiny_run import write_tiny_run
 
 from bitseam.parties.checkpoint import read_config
 from bitseam.transport import make_certificates
 from bitseam.transport.authority import allow_list, revoke
-
-RECIPE = """
-name = "tiny"
-device = "cpu"
-threads = 1
-out = "{folder}/run"
-[client]
-checkpoint = "{tiny.vision}"
-image_size = 56
-merge = 2
-[server]
-checkpoint = "{tiny.language}"
-tune = "full"
-[seam]
-width = 32
-[text]
-tokenizer = "{tiny.tokenizer}"
-prompt = "what {{image}} {{question}}"
-[data]
-train = "{folder}/rows.jsonl"
-test = "{folder}/rows.jsonl"
-[train]
-steps = 6
-batch = 4
-checkpoint_every = 2
-[network]
-address = "localhost:{port}"
-certificates = "{folder}/certs"
-"""
 
 
 @dataclass
@@ -82,20 +52,7 @@ class Work:
 
 @pytest.fixture
 def work(tiny: Tiny, tmp_path: Path) -> Work:
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        port = probe.getsockname()[1]
-    make_certificates(tmp_path / "certs")
-    rng = np.random.default_rng(0)
-    lines = []
-    for i in range(8):
-        Image.fromarray(rng.integers(0, 255, (40, 40, 3), dtype=np.uint8)).save(tmp_path / f"{i}.png")
-        row = {"image": f"{i}.png", "question": "is this a cat ?", "answer": ("yes", "no")[i % 2], "task": "cats"}
-        lines.append(json.dumps(row))
-    (tmp_path / "rows.jsonl").write_text("\n".join(lines))
-    recipe = tmp_path / "tiny.toml"
-    recipe.write_text(RECIPE.format(folder=tmp_path, tiny=tiny, port=port))
-    return Work(tmp_path, recipe)
+    return Work(tmp_path, write_tiny_run(tmp_path, tiny))
 
 
 def ended(process: subprocess.Popen[str], timeout: float = 60) -> tuple[int, str]:

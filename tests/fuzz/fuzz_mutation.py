@@ -66,9 +66,8 @@ def mutate_message(raw: bytes, rng: Random, variant: int, kind: type[Any]) -> by
         if rng.random() < 0.15:
             part.ClearField(field.name)
         elif field.message_type is not None and field.message_type.GetOptions().map_entry:
-            getattr(part, field.name)[rng.choice(("", "a", "term 3", "é" * 9, "x" * 5000))] = "y" * rng.choice(
-                (0, 9000)
-            )
+            key = rng.choice(("", "a", "term 3", "é" * 9, "x" * 5000))
+            getattr(part, field.name)[key] = "y" * rng.choice((0, 9000))
         elif field.is_repeated:
             values = getattr(part, field.name)
             if field.message_type is not None:

@@ -77,7 +77,7 @@ def targets() -> list[Target]:
 
 
 def _frames() -> Target:
-    """Frames in every state, to either side: a message sound enough to be sent again, or an error and the state stays."""
+    """Frames in every state, to either side: a message that is sound, or an error and the state stays."""
     places = list(product(State, (0, 1)))
     listeners = [pair_at(state, LIMITS)[side] for state, side in places]
     frames = [bytes.fromhex(golden) for _, golden in GOLDEN.values()]

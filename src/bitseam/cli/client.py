@@ -59,7 +59,8 @@ def open_party(recipe: config.Recipe, locate: Locate, checkpoint: Path | None, t
     prompter = Prompter(recipe.text, locate)
     network = recipe.network
     tls = Tls.from_folder(network.certificates, "client") if network.certificates else None
-    dial = partial(connect, network.address, tls, network.plaintext_that_anyone_can_read_and_change)
+    exposed = network.plaintext_that_anyone_can_read_and_change
+    dial = partial(connect, network.address, tls, network.keepalive, exposed)
     seam, patience = build_seam(recipe.seam), network.patience
     with ClientSession(model, seam, dial, prompter.vocabulary, recipe.train.autocast, patience) as session:
         agreed = terms(recipe, prompter.vocabulary, prompter.fingerprint, None if training else str(identity))

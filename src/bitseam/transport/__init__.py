@@ -5,7 +5,7 @@ from bitseam.transport.authority import make_certificates
 from bitseam.transport.certs import Tls
 from bitseam.transport.channel import Channel
 from bitseam.transport.flow import HELD_BYTES
-from bitseam.transport.grpc import Listener, connect
+from bitseam.transport.grpc import Listener, connect, split_address
 from bitseam.transport.memory import memory_pair
 
 __all__ = [
@@ -18,4 +18,5 @@ __all__ = [
     "connect",
     "make_certificates",
     "memory_pair",
+    "split_address",
 ]

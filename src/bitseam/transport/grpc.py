@@ -17,11 +17,14 @@ from typing import Any
 from urllib.parse import unquote
 
 import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_fixed
 
 from bitseam.errors import AddressInUseError, BitseamError, LimitError, PeerGoneError, TransportError, UntrustedError
 from bitseam.transport.allow import Admission
 from bitseam.transport.certs import Tls, common_name, describe
 from bitseam.transport.channel import Channel, Inbox
+from bitseam.transport.checksum import Checksum
 from bitseam.transport.core_log import log_failed_handshakes
 from bitseam.transport.flow import PIECE, Assembly, Outbox, Places
 from bitseam.transport.meter import Meter
@@ -33,28 +36,32 @@ _OPTIONS = [
     ("grpc.max_send_message_length", 2 * PIECE),
     ("grpc.max_receive_message_length", 2 * PIECE),
     ("grpc.enable_http_proxy", 0),  # the address is the peer's own, and a proxy would end the TLS
-    ("grpc.keepalive_time_ms", 20_000),  # a peer that vanished without a word is noticed within 40 seconds
-    ("grpc.keepalive_timeout_ms", 20_000),
     ("grpc.http2.max_pings_without_data", 0),
-    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+    ("grpc.http2.min_ping_interval_without_data_ms", 100),  # a peer may ask more often than we do
 ]
+KEEPALIVE = 20.0  # seconds of silence until a peer is asked whether it is there
 _HTTP2_GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0"  # RFC 9113, 3.4
 _CONNECTING = threading.Lock()  # one at a time, so that each meter knows its own connection
 _SETTINGS = b"\4"  # the type of the frame that greets back
+_HANDSHAKES, _PAUSE = 3, 0.1  # seconds between tries of a handshake
 _READY = 10.0  # seconds for gRPC's own connection, once the server is known to be there
 _REVIEW = 1.0  # seconds between looks at whether those who speak still may
 _FLUSH = 5.0  # seconds that a closing side gives its last frames
 
 
 class GrpcChannel(Channel):
-    """One end of a stream; `outbox` feeds gRPC's sender."""
+    """One end of a stream; `outbox` feeds gRPC's sender.
 
-    def __init__(self, peer: str, name: str, meter: Meter, end: Callable[[], None]) -> None:
+    plaintext: frames carry checksums; see `bitseam.transport.checksum`.
+    """
+
+    def __init__(self, peer: str, name: str, meter: Meter, end: Callable[[], None], plaintext: bool) -> None:
         self.peer, self.name = peer, name
         self.inbox = Inbox()
         self.outbox = Outbox()
         self.over = threading.Event()
         self._meter, self._end = meter, end
+        self._sums = (Checksum(), Checksum()) if plaintext else None  # of what goes and of what comes
         self._counted: tuple[int, int] | None = None
         self._closed = False
 
@@ -90,32 +97,41 @@ class GrpcChannel(Channel):
         self.inbox.end(reason, error)
         self.outbox.end()
 
-    def take(self, received: Iterable[bytes]) -> None:
-        """Give what gRPC receives to `receive`, to the end. Raises LimitError for a frame of more than `most` bytes.
+    def pieces_out(self) -> Iterator[bytes]:
+        """What gRPC sends: pieces of frames, until `close`."""
+        for piece in self.outbox.pieces():
+            yield self._sums[0].seal(piece) if self._sums else piece
 
-        While frames wait to be received, no more of them is taken from gRPC, which then lets the peer send no more.
+    def take(self, received: Iterable[bytes]) -> None:
+        """Give the pieces that gRPC receives to `receive`, as frames, to the end.
+
+        While frames wait to be received, no more pieces are taken from gRPC, which then lets the peer send no more.
+        Raises LimitError for a frame of more than `most` bytes, PeerGoneError for a piece damaged on the way.
         """
         assembly = Assembly()
-        for piece in received:
+        for message in received:
+            piece = self._sums[1].open(message) if self._sums else message
             self.inbox.wait_for_room()
             if (frame := assembly.add(piece, self.most)) is not None:
                 self.inbox.put(frame)
 
 
-def connect(address: str, tls: Tls | None, exposed: bool = False) -> GrpcChannel:
+def connect(address: str, tls: Tls | None, keepalive: float = KEEPALIVE, exposed: bool = False) -> GrpcChannel:
     """A client's channel to `address`, "host:port".
 
-    exposed: plaintext to another machine, for all on the way to read and change. Raises UntrustedError where either
-    side does not know the other's certificate, PeerGoneError where nobody listens, TransportError for plaintext to
-    another machine that is not `exposed` or where one side alone uses TLS. `socket_bytes` counts the session's
-    connection, not the short one that tries the server.
+    keepalive: seconds of silence, .1 or more, after which the peer is asked whether it is there; three times as many
+    later it is given up. exposed: plaintext to another machine, for all on the way to read and change. Raises
+    UntrustedError where either side does not know the other's certificate, PeerGoneError where nobody listens,
+    TransportError for plaintext to another machine that is not `exposed` or where one side alone uses TLS.
+    `socket_bytes` counts the session's connection, not the short one that tries the server.
     """
     host, port = split_address(address)
     _require_tls(host, tls, exposed)
     certificate_seen = _reach(host, port, tls)
     peer = f"server {describe(certificate_seen)} at {address}" if certificate_seen else f"server at {address}"
     name = common_name(certificate_seen) if certificate_seen else ""
-    options = [*_OPTIONS, ("grpc.use_local_subchannel_pool", 1)]  # a connection for each session
+    # A connection for each session.
+    options = [*_OPTIONS, *_keepalive(keepalive), ("grpc.use_local_subchannel_pool", 1)]
     if tls is None:
         network = grpc.insecure_channel(address, options)
     else:
@@ -135,15 +151,15 @@ def connect(address: str, tls: Tls | None, exposed: bool = False) -> GrpcChannel
         channel.over.wait(_FLUSH)
         network.close()
 
-    channel = GrpcChannel(peer, name, meter, end)
-    call = network.stream_stream(f"/{_SERVICE}/{_METHOD}")(channel.outbox.pieces())
+    channel = GrpcChannel(peer, name, meter, end, plaintext=tls is None)
+    call = network.stream_stream(f"/{_SERVICE}/{_METHOD}")(channel.pieces_out())
 
     def read() -> None:
         reason: tuple[str, type[BitseamError]] = "the server went away", PeerGoneError
         try:
             channel.take(call)
-        except LimitError as error:
-            reason = str(error), LimitError
+        except (LimitError, PeerGoneError) as error:
+            reason = str(error), type(error)
             call.cancel()
         except grpc.RpcError as error:
             reason = _ended(error, address)
@@ -171,13 +187,14 @@ class Listener:
         handler: Callable[[Channel], None],
         tls: Tls | None,
         max_sessions: int = 32,
+        keepalive: float = KEEPALIVE,
         admission: Admission | None = None,
         exposed: bool = False,
     ) -> None:
         host, port = split_address(address)
         _require_tls(host, tls, exposed)
         _require_free(host, port)
-        self._handler = handler
+        self._handler, self._plaintext = handler, tls is None
         self._admission = admission or (Admission(tls.authority, tls.revocations) if tls is not None else None)
         # Those with a certificate, and how to end their calls.
         self._admitted: dict[GrpcChannel, tuple[bytes, Callable[[], object]]] = {}
@@ -185,9 +202,11 @@ class Listener:
         self._places = Places(max(max_sessions // 4, 1))
         self._server = grpc.server(
             ThreadPoolExecutor(max_sessions, "bitseam-session"),
-            options=[*_OPTIONS, *_server_options(max_sessions)],
+            options=[*_OPTIONS, *_keepalive(keepalive), *_server_options(max_sessions)],
             maximum_concurrent_rpcs=max_sessions,
         )
+        self._health = health.HealthServicer()
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         method = grpc.stream_stream_rpc_method_handler(self._session)
         self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(_SERVICE, {_METHOD: method}),))
         try:
@@ -207,11 +226,20 @@ class Listener:
             review = (self._admission,)
             threading.Thread(target=self._review, args=review, daemon=True, name="bitseam-admission").start()
         self._server.start()
+        self._tell_health(health_pb2.HealthCheckResponse.SERVING)
+
+    def leave(self) -> None:
+        """Say through gRPC's health service that nobody should come here any more."""
+        self._tell_health(health_pb2.HealthCheckResponse.NOT_SERVING)
 
     def stop(self, grace: float = 0.0) -> None:
         """Take no new session, and end those that run after `grace` seconds."""
         self._stopped.set()
         self._server.stop(grace).wait()
+
+    def _tell_health(self, status: int) -> None:
+        for name in ("", _SERVICE):
+            self._health.set(name, status)
 
     def _admit(self, context: Any) -> GrpcChannel:
         """The channel of a client that may speak; ends the call of another, without a reason."""
@@ -224,7 +252,7 @@ class Listener:
             except (UntrustedError, ValueError) as error:
                 log.warning("%s: refused: %s", peer, error)
                 context.abort(grpc.StatusCode.UNAUTHENTICATED, "")
-        channel = GrpcChannel(peer, name, Meter(*_peer_address(context.peer())), lambda: None)
+        channel = GrpcChannel(peer, name, Meter(*_peer_address(context.peer())), lambda: None, self._plaintext)
         if certificate is not None:
             self._admitted[channel] = certificate, context.cancel
         return channel
@@ -254,8 +282,8 @@ class Listener:
             reason: tuple[str, type[BitseamError]] = "the client went away", PeerGoneError
             try:
                 channel.take(frames)
-            except LimitError as error:
-                reason = str(error), LimitError
+            except (LimitError, PeerGoneError) as error:
+                reason = str(error), type(error)
             except Exception:  # gRPC raises a bare Exception where a request stream breaks
                 pass
             channel.inbox.end(*reason)
@@ -276,7 +304,7 @@ class Listener:
             context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, f"a client may have {self._places.each} sessions")
         threading.Thread(target=read, daemon=True, name="bitseam-reader").start()
         threading.Thread(target=run, name="bitseam-handler").start()
-        yield from channel.outbox.pieces()
+        yield from channel.pieces_out()
 
 
 def _server_options(max_sessions: int) -> list[tuple[str, int]]:
@@ -296,6 +324,14 @@ def split_address(address: str) -> tuple[str, int]:
     if not colon or not host or not port.isdigit() or int(port) > 65535:
         raise TransportError(f"network.address {address!r}: write host:port")
     return host.strip("[]"), int(port)
+
+
+def _keepalive(seconds: float) -> list[tuple[str, int]]:
+    # The answer to a ping goes by `ping_timeout`; `keepalive_timeout` is for bytes that TCP gets no word of. An answer
+    # may have to wait behind all that the system has taken to send: on a slow line, too few seconds end a sound
+    # connection.
+    parts = {"keepalive_time": 1, "keepalive_timeout": 1, "http2.ping_timeout": 3}
+    return [(f"grpc.{name}_ms", round(seconds * part * 1000)) for name, part in parts.items()]
 
 
 def _require_tls(host: str, tls: Tls | None, exposed: bool) -> None:
@@ -339,8 +375,19 @@ def _require_free(host: str, port: int) -> None:
 def _reach(host: str, port: int, tls: Tls | None) -> bytes | None:
     """See that a server listens, and that both sides trust each other; returns its certificate in DER form.
 
-    gRPC tells little of why a handshake failed, so one is made by Python's own TLS first.
+    gRPC tells little of why a handshake failed, so one is made by Python's own TLS first. A server refuses without a
+    word; so may a link that breaks, but not several times.
     """
+    tries = Retrying(
+        retry=retry_if_exception(lambda e: isinstance(e, TransportError) and not isinstance(e, PeerGoneError)),
+        wait=wait_fixed(_PAUSE),
+        stop=stop_after_attempt(_HANDSHAKES),
+        reraise=True,
+    )
+    return tries(_greet, host, port, tls)
+
+
+def _greet(host: str, port: int, tls: Tls | None) -> bytes | None:
     try:
         with socket.create_connection((host, port), timeout=_READY) as plain:
             if tls is not None:

@@ -12,6 +12,7 @@ import pytest
 
 from bitseam.errors import PeerGoneError
 from bitseam.transport import Admission, Channel, Listener, Tls, connect, make_certificates
+from bitseam.transport.grpc import KEEPALIVE
 
 
 def echo(channel: Channel) -> None:
@@ -40,14 +41,15 @@ class Net:
         tls: Tls | None = None,
         sessions: int = 4,
         admission: Admission | None = None,
+        keepalive: float = KEEPALIVE,
     ) -> str:
-        listener = Listener("localhost:0", handler, tls, sessions, admission)
+        listener = Listener("localhost:0", handler, tls, sessions, keepalive, admission)
         listener.start()
         self.listeners.append(listener)
         return f"localhost:{listener.port}"
 
-    def connect(self, address: str, tls: Tls | None = None) -> Channel:
-        channel = connect(address, tls)
+    def connect(self, address: str, tls: Tls | None = None, keepalive: float = KEEPALIVE) -> Channel:
+        channel = connect(address, tls, keepalive)
         self.channels.append(channel)
         return channel
 
