@@ -175,7 +175,9 @@ class Network:
     """Where the parties meet, and who may speak.
 
     certificates: a folder made by `bitseam certs`; empty for plaintext on loopback. allow_list: the server's file of
-    clients, as `bitseam certs --fingerprints` prints it; empty for all clients of the authority.
+    clients, as `bitseam certs --fingerprints` prints it; empty for all clients of the authority. hello_seconds and
+    idle_seconds: how long a server waits for a session's first message, and for each next one, which the client may
+    have to compute; a client that is cut off comes back to where it was.
     """
 
     address: str = "localhost:50051"
@@ -185,6 +187,9 @@ class Network:
     plaintext_that_anyone_can_read_and_change: bool = False  # between machines, where `certificates` is empty
     patience: Annotated[float, Field(ge=0, le=1e6)] = 600.0  # seconds that a client goes on trying to reach its server
     keepalive: Annotated[float, Field(ge=0.1, le=1e6)] = 20.0  # seconds of silence until a peer is asked if it is there
+
+    hello_seconds: Annotated[float, Field(gt=0, le=1e6)] = 30.0
+    idle_seconds: Annotated[float, Field(gt=0, le=1e6)] = 3600.0
 
     def __post_init__(self) -> None:
         if self.allow_list and not self.certificates:

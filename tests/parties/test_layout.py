@@ -78,6 +78,15 @@ def test_questions_about_one_image_share_it() -> None:
     assert packed(text, 4, ids_known=False).images.tolist() == [0, 0, 0, 1]  # nothing is known to be the same
 
 
+def test_many_questions_about_one_image_do_not_make_one_endless_row() -> None:
+    count, tokens = 40, 4
+    layout = packed(text_of([5] * count, [2] * count, [0] * count, [7, 8, 1, 2, 3] * count), tokens)
+    assert layout.position.shape[1] <= 4 * (tokens + 5)
+    assert layout.sequence[layout.group >= 0].unique().tolist() == [-1, *range(count)]
+    assert layout.images.tolist() == [0] * len(layout.images)
+    assert len(layout.images) == 4  # of 10 questions each: 6 tokens shared and 30 of their own
+
+
 def test_short_rows_share_a_row_and_equal_ones_need_no_mask() -> None:
     lengths, ids = [9, 3, 2], list(range(14))
     layout = packed(text_of(lengths, [1, 1, 1], [0, 1, 2], ids), 1)

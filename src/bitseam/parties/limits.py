@@ -50,6 +50,8 @@ def session_limits(recipe: config.Recipe, vocabulary: int) -> Limits:
         channels=widest,
         tables=max(tables, default=0),
         new_tokens=max(recipe.text.max_tokens, ANSWER),
+        hello_seconds=recipe.network.hello_seconds,
+        idle_seconds=recipe.network.idle_seconds,
     )
 
 
