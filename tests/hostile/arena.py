@@ -71,7 +71,7 @@ checkpoint_every = 10000
 address = "localhost:{port}"
 certificates = "{folder}/certs"
 metrics = ""
-hello_seconds = 1
+hello_seconds = 2
 idle_seconds = 4
 """
 SESSIONS = 9  # eight of a hostile client, and an honest one
@@ -232,7 +232,7 @@ class Arena:
         names = ("ca.pem", "mallory.pem", "mallory.key")
         self.tls = Tls(*(folder / "certs" / name for name in names))
         self._raws: list[Raw] = []
-        self._double = ServerParty(config.load_recipe(folder / "double.toml"), str)
+        self._double = ServerParty(config.load_recipe(folder / "double.toml", {"network.idle_seconds": 1e6}), str)
         tls = Tls.from_folder(folder / "certs", "client")
         self.undisturbed = Honest(recipe, self._dial_double)
         self.honest_dial = partial(connect, self.address, tls)
@@ -316,6 +316,7 @@ class Arena:
         def run() -> None:
             with suppress(BitseamError):
                 ServerSession(self._double, right).run()
+            right.close()
 
         threading.Thread(target=run, daemon=True).start()
         return left

@@ -96,23 +96,23 @@ def an_oversized_message_of_grpc(arena: Arena) -> None:
 
 @case
 def an_oversized_frame_in_pieces(arena: Arena) -> None:
-    refused(arena.welcomed().pour(bytes(PIECE) for _ in range(200)), "the most that may come now", "closed", "CANCEL")
+    refused(arena.welcomed().pour(bytes(PIECE) for _ in range(200)), "the most that may come now")
 
 
 @case
 def a_frame_without_end_before_the_hello(arena: Arena) -> None:
-    refused(arena.raw().pour(bytes(PIECE) for _ in itertools.count()), "the most that may come now", "closed", "CANCEL")
+    refused(arena.raw().pour(bytes(PIECE) for _ in itertools.count()), "the most that may come now")
 
 
 @case
 def a_flood_of_small_frames(arena: Arena) -> None:
     frame = pb.Envelope(hello=arena.hello()).SerializeToString()
-    refused(arena.raw().pour(frame for _ in itertools.count()), "does not allow", "closed", "CANCEL")
+    refused(arena.raw().pour(frame for _ in itertools.count()), "does not allow")
 
 
 @case
 def a_flood_of_empty_frames(arena: Arena) -> None:
-    refused(arena.welcomed().pour(b"" for _ in itertools.count()), "not one message", "closed", "CANCEL")
+    refused(arena.welcomed().pour(b"" for _ in itertools.count()), "not one message")
 
 
 @case
@@ -120,8 +120,8 @@ def eight_floods_at_once(arena: Arena) -> None:
     raws = [arena.raw() for _ in range(8)]
     for raw in raws:
         raw.say(arena.hello()).pour(bytes(PIECE) for _ in itertools.count())
-    for raw in raws:
-        raw.end()
+    for raw in raws:  # they are one client, that trains in its newest session alone
+        refused(raw, "the most that may come now", "has begun another")
 
 
 @case
@@ -315,7 +315,9 @@ def text_that_lies(arena: Arena, parts: tuple[int, int, bytes]) -> None:
 def numbers_that_are_none(arena: Arena, what: tuple[str, Any]) -> None:
     message = forward(arena)
     setattr(message.statistics.image, what[0], what[1].astype("<f4").tobytes())
-    refused(arena.welcomed().say(message), "NaN", "infinit", "finite", "positive", "loss of step")
+    heard = arena.welcomed().say(message).hear()
+    if not isinstance(heard, pb.Backward):  # numbers may be huge, and the loss still finite
+        assert any(word in heard.reason for word in ("NaN", "infinit", "positive", "loss of step")), heard
 
 
 @cases("tables that are none", zeros=np.zeros(8), over=np.full(8, 65535), short=np.full(3, 16384))

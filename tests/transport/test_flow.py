@@ -116,6 +116,8 @@ def test_a_frame_too_long_ends_the_session_by_name(net: Net, held: Held) -> None
     assert len(server.receive(20)) == PIECE + 10
     with pytest.raises(LimitError, match="the peer sent a frame of over"):
         server.receive(20)
+    server.send(b"why")
+    assert client.receive(20) == b"why"
     client = net.connect(f"localhost:{net.listeners[0].port}")  # and the other way
     client.most = 5
     held.next().send(b"123456")
