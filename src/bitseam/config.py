@@ -179,6 +179,7 @@ class Network:
     address: str = "localhost:50051"
     certificates: str = "certs"
     allow_list: str = ""
+    metrics: str = "localhost:0"  # where the server tells its own machine how it is doing, over plain HTTP; empty: off
     plaintext_that_anyone_can_read_and_change: bool = False  # between machines, where `certificates` is empty
     patience: Annotated[float, Field(ge=0, le=1e6)] = 600.0  # seconds that a client goes on trying to reach its server
     keepalive: Annotated[float, Field(ge=0.1, le=1e6)] = 20.0  # seconds of silence until a peer is asked if it is there

@@ -27,7 +27,9 @@ stdout = Console()
 
 def main() -> None:
     """Entry point: errors of ours are one line on stderr and exit status 1."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[RichHandler(console=Console(stderr=True))])
+    logging.basicConfig(
+        level=logging.INFO, format="%(message)s", handlers=[RichHandler(console=Console(stderr=True), show_path=False)]
+    )
     for noisy in ("httpx", "transformers", "grpc"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     try:
@@ -144,6 +146,15 @@ def ask(
     from bitseam.cli.client import run_question
 
     run_question(loaded, locate, image, question, checkpoint, max_new_tokens)
+
+
+@app.command()
+def status(recipe: RecipePath, set_: Set = None) -> None:
+    """Show who is connected to the recipe's server on this machine: step, rate, bytes."""
+    loaded = _load(recipe, set_)
+    from bitseam.cli.status import show_status
+
+    show_status(loaded, stdout)
 
 
 @app.command()

@@ -14,11 +14,14 @@ from __future__ import annotations
 import logging
 import secrets
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Executor, ThreadPoolExecutor
+from contextvars import copy_context
 from dataclasses import dataclass, replace
 from itertools import zip_longest
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -49,6 +52,8 @@ from bitseam.wire import messages_pb2 as pb
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 
 @dataclass(frozen=True)
 class StepReport:
@@ -66,8 +71,9 @@ class StepReport:
 class ServerParty:
     """The server half; sessions share it, one message at a time.
 
-    on_step is called after each optimiser step; quotas say what each client may use. `stopping` is set when the server
-    is to stop at the next whole step.
+    on_step is called after each optimiser step, on_request with the kind of a request that was answered, how long it
+    waited and how long it took, seconds, and on_refusal with the fault of one that was not; quotas say what each client
+    may use. `stopping` is set when the server is to stop at the next whole step.
     """
 
     def __init__(self, recipe: config.Recipe, locate: Locate, checkpoint: Path | None = None) -> None:
@@ -83,6 +89,10 @@ class ServerParty:
         self.averaging = Averaging(recipe.train.steps // recipe.train.round * recipe.train.round)
         self.stopping = threading.Event()
         self.on_step: Callable[[StepReport], None] = lambda report: None
+        self.on_request: Callable[[str, float, float], None] = lambda kind, waited, took: None
+        self.on_refusal: Callable[[str], None] = lambda fault: None
+        self.asked = 0  # requests in the queue or with the model
+        self._asking = threading.Lock()
         self.quotas = Quotas()
         # One thread touches the model, whatever the number of sessions, and builds it too: OpenMP gives each thread
         # that computes a pool of its own, and where those outnumber the cores each step takes a third longer.
@@ -97,6 +107,23 @@ class ServerParty:
             run, steps = held(recipe, "server")
             checkpoint = folder_of(recipe.folder, "server", steps[-1]) if run else None
         self.compute.submit(self._load, checkpoint).result()
+
+    def do(self, kind: str, work: Callable[[], T]) -> T:
+        """Have the thread that touches the model do `work`, in turn; what is logged there tells the session too."""
+        asked, context = time.perf_counter(), copy_context()
+        with self._asking:
+            self.asked += 1
+
+        def timed() -> T:
+            began = time.perf_counter()
+            try:
+                return context.run(work)
+            finally:
+                with self._asking:
+                    self.asked -= 1
+                self.on_request(kind, began - asked, time.perf_counter() - began)
+
+        return self.compute.submit(timed).result()
 
     def terms(self, training: bool) -> dict[str, str]:
         """What a client must have alike, as it stands now."""

@@ -5,7 +5,10 @@ from __future__ import annotations
 import logging
 import math
 import secrets
+import time
 from contextlib import ExitStack
+from contextvars import ContextVar
+from functools import partial
 from hashlib import blake2b
 
 import torch
@@ -34,26 +37,38 @@ from bitseam.wire import messages_pb2 as pb
 
 log = logging.getLogger(__name__)
 
+current_session: ContextVar[ServerSession | None] = ContextVar("current_session", default=None)  # for logs
 _WEIGHTS = codec_from_config({"id": "fp32"})  # of client halves that are averaged
 
 
 class ServerSession:
-    """Serves one channel until the client says goodbye."""
+    """Serves one channel until the client says goodbye.
+
+    id: 8 hex digits, for logs. client: its name. purpose: "train" or "ask", "" until it says hello. since: seconds
+    since 1970.
+    """
 
     def __init__(self, party: ServerParty, channel: Channel) -> None:
         self.ledger = Ledger(party.seam.codec_ids(), party.seam.width)
+        self.id, self.client, self.purpose, self.since = secrets.token_hex(4), channel.name, "", time.time()
         self.training = False
         self.watch = Stopwatch()
         self._party = party
         self._peer = Peer(channel, "server", self.ledger)
-        self._who, self._name = channel.peer, channel.name
+        self._who = channel.peer
         self._generator = torch.Generator()
         self._seat: Seat | None = None
         self._stay = ExitStack()  # among its client's sessions
         self._charged = 0  # bytes of the ledger that are in its client's quota
 
+    @property
+    def step(self) -> int:
+        """The last whole step of the client, where it trains, or of the server."""
+        return self._party.step if self._seat is None else self._seat.step
+
     def run(self) -> None:
         """Raises what ended the session before its time; the client has then been told as much as it may know."""
+        current_session.set(self)
         try:
             if self._open():
                 while not isinstance(message := self._peer.receive(), pb.Goodbye):
@@ -64,7 +79,7 @@ class ServerSession:
                     if isinstance(message, pb.Average):
                         self._average(message)
                     else:
-                        self._party.compute.submit(self._answer, message).result()
+                        self._party.do(type(message).__name__, partial(self._answer, message))
                 self._party.leave(self._seat)
                 if message.reason:
                     raise PeerGoneError(f"the client stopped: {message.reason}")
@@ -96,8 +111,9 @@ class ServerSession:
     def _open(self) -> bool:
         hello, party = self._peer.receive(), self._party
         self.training = hello.purpose == pb.TRAIN
+        self.purpose = "train" if self.training else "ask"
         # A client trains in one session, however often its link breaks.
-        self._stay.enter_context(party.quotas.session(self._name, "training" if self.training else self))
+        self._stay.enter_context(party.quotas.session(self.client, "training" if self.training else self))
         self._charge()
         if party.stopping.is_set():
             self._refuse(pb.STOPPING, "the server is being stopped")
@@ -114,7 +130,7 @@ class ServerSession:
             raise RefusedError(f"refused {self._who}: {shown}")
         if self.training:
             try:
-                self._seat, welcome = party.compute.submit(party.admit, hello, self._name).result()
+                self._seat, welcome = party.do("Hello", partial(party.admit, hello, self.client))
             except RefusedError as error:
                 self._refuse(pb.TERMS_DIFFER, str(error))
                 raise
@@ -126,13 +142,13 @@ class ServerSession:
 
     def _count(self) -> None:
         total = self.ledger.total().bytes
-        self._party.quotas.count(self._name, bytes=total - self._charged)
+        self._party.quotas.count(self.client, bytes=total - self._charged)
         self._charged = total
 
     def _charge(self) -> None:
         """Count what has crossed. Raises QuotaError where that is more than the client may use."""
         self._count()
-        self._party.quotas.require(self._name)
+        self._party.quotas.require(self.client)
 
     def _stops_at(self, message: object) -> bool:
         """Whether to stop here: a client that trains was told so in its last step, and both have written that step."""
@@ -140,6 +156,7 @@ class ServerSession:
         return self._party.stopping.is_set() and (begins or isinstance(message, pb.Ask))
 
     def _refuse(self, fault: pb.Fault, reason: str, differences: list[pb.Difference] | None = None) -> None:
+        self._party.on_refusal(pb.Fault.Name(fault).lower())
         try:
             self._peer.send(pb.Refuse(fault=fault, reason=reason, differences=differences))
         except BitseamError as error:
@@ -180,8 +197,8 @@ class ServerSession:
 
     def _calibrate(self, message: pb.Calibrate) -> None:
         self._require_seat()
-        self._party.face(self._name)
-        self._party.learn(self._name, message)
+        self._party.face(self.client)
+        self._party.learn(self.client, message)
 
     def _read(self, message: pb.Forward | pb.Ask) -> tuple[TextBatch, Tensor, Tensor | None]:
         party, seam = self._party, self._party.seam
@@ -208,7 +225,7 @@ class ServerSession:
             here, due = f"step {message.step}", f"{seat.step + 1}"
             raise WireError(f"{here} where {due} is due, micro-batch {message.micro} where {seat.micro} is due")
         if message.micro == 0:
-            party.quotas.require(self._name, steps=1)
+            party.quotas.require(self.client, steps=1)
         party.touch()
         party.face(seat.name)
         with watch("decode"):
@@ -256,7 +273,7 @@ class ServerSession:
         party = self._party
         with self.watch("server step"):
             norm, rate = party.update(seat)
-        party.quotas.count(self._name, steps=1)
+        party.quotas.count(self.client, steps=1)
         loss = seat.loss / max(seat.answer_tokens, 1)
         party.on_step(StepReport(party.step, loss, seat.answer_tokens, norm, rate, self.watch.seconds, seat.name))
         seat.micro, seat.loss, seat.answer_tokens, seat.warned = 0, 0.0, 0, seat.answer.stopping
@@ -264,7 +281,7 @@ class ServerSession:
 
     def _ask(self, message: pb.Ask) -> None:
         party = self._party
-        party.face(self._name)
+        party.face(self.client)
         text, image, prompt = self._read(message)
         if text.answers.any():
             raise CodecError("text: a question holds no answers")

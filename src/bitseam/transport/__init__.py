@@ -4,7 +4,17 @@ from bitseam.transport.allow import Admission, Quota
 from bitseam.transport.authority import make_certificates
 from bitseam.transport.certs import Tls
 from bitseam.transport.channel import Channel
-from bitseam.transport.grpc import Listener, connect
+from bitseam.transport.grpc import Listener, connect, split_address
 from bitseam.transport.memory import memory_pair
 
-__all__ = ["Admission", "Channel", "Listener", "Quota", "Tls", "connect", "make_certificates", "memory_pair"]
+__all__ = [
+    "Admission",
+    "Channel",
+    "Listener",
+    "Quota",
+    "Tls",
+    "connect",
+    "make_certificates",
+    "memory_pair",
+    "split_address",
+]

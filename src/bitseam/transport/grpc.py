@@ -18,6 +18,7 @@ from typing import Any
 from urllib.parse import unquote
 
 import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_fixed
 
 from bitseam.errors import AddressInUseError, PeerGoneError, TransportError, UntrustedError
@@ -190,6 +191,8 @@ class Listener:
             options=[*_OPTIONS, *_keepalive(keepalive), ("grpc.so_reuseport", 0)],
             maximum_concurrent_rpcs=max_sessions,
         )
+        self._health = health.HealthServicer()
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         method = grpc.stream_stream_rpc_method_handler(self._session)
         self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(_SERVICE, {_METHOD: method}),))
         try:
@@ -209,11 +212,20 @@ class Listener:
             review = (self._admission,)
             threading.Thread(target=self._review, args=review, daemon=True, name="bitseam-admission").start()
         self._server.start()
+        self._tell_health(health_pb2.HealthCheckResponse.SERVING)
+
+    def leave(self) -> None:
+        """Say through gRPC's health service that nobody should come here any more."""
+        self._tell_health(health_pb2.HealthCheckResponse.NOT_SERVING)
 
     def stop(self, grace: float = 0.0) -> None:
         """Take no new session, and end those that run after `grace` seconds."""
         self._stopped.set()
         self._server.stop(grace).wait()
+
+    def _tell_health(self, status: int) -> None:
+        for name in ("", _SERVICE):
+            self._health.set(name, status)
 
     def _admit(self, context: Any) -> GrpcChannel:
         """The channel of a client that may speak; ends the call of another, without a reason."""
