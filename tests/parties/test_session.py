@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +17,15 @@ from torch import Tensor
 
 from bitseam import config
 from bitseam.errors import BitseamError, NonFiniteError, PeerGoneError, RefusedError
-from bitseam.parties.checkpoint import build_client, load_client, newest
+from bitseam.parties.checkpoint import build_client, build_server, held, load_client, newest
 from bitseam.parties.client import ClientSession
 from bitseam.parties.optimise import Stepper
+from bitseam.parties.party import ServerParty
 from bitseam.parties.seam import build_seam, terms
-from bitseam.parties.server import ServerParty, ServerSession
+from bitseam.parties.server import ServerSession
 from bitseam.parties.text import Prompter, TextBatch
-from bitseam.serve.server import build_party
 from bitseam.train import train
-from bitseam.transport import memory_pair
+from bitseam.transport import Channel, memory_pair
 from bitseam.wire import messages_pb2 as pb
 
 IDENTITY = {"seam__image_up__quantizer": "fp32", "seam__image_down__codec": "fp32"}
@@ -37,38 +38,44 @@ ANSWERS = ["yes", "a red cat", "no", "blue"]
 class Pair:
     client: ClientSession
     party: ServerParty
-    session: ServerSession
-    failure: list[BaseException]
+    sessions: list[ServerSession]
+    failures: list[BaseException]
 
 
 @contextmanager
 def pair(recipe: config.Recipe, **told: str) -> Iterator[Pair]:
-    """A client session with its server in a thread; `told` overrides terms that the client tells."""
-    torch.manual_seed(7)
-    party = build_party(recipe, str)
+    """A client session with its server in threads, one a connection; `told` overrides terms that the client tells."""
+    party = ServerParty(recipe, str)
     model = build_client(recipe, str)
-    left, right = memory_pair()
-    session, failure = ServerSession(party, right), []
+    sessions: list[ServerSession] = []
+    failures: list[BaseException] = []
+    threads: list[threading.Thread] = []
 
-    def run() -> None:
+    def serve(session: ServerSession, channel: Channel) -> None:
         try:
             session.run()
         except BitseamError as error:
-            failure.append(error)
+            failures.append(error)
         finally:
-            right.close()
+            channel.close()
 
-    thread = threading.Thread(target=run)
-    thread.start()
+    def dial() -> Channel:
+        left, right = memory_pair()
+        sessions.append(ServerSession(party, right))
+        threads.append(threading.Thread(target=serve, args=(sessions[-1], right)))
+        threads[-1].start()
+        return left
+
     prompter = Prompter(recipe.text)
-    agreed = terms(recipe, prompter.vocabulary, prompter.fingerprint, "fresh", training=True) | told
+    agreed = terms(recipe, prompter.vocabulary, prompter.fingerprint, None) | told
     try:
-        with ClientSession(model, build_seam(recipe.seam), left, prompter.vocabulary) as client:
-            client.open({k: v for k, v in agreed.items() if v}, training=True)
-            yield Pair(client, party, session, failure)
+        with ClientSession(model, build_seam(recipe.seam), dial, prompter.vocabulary, patience=30) as client:
+            client.open({k: v for k, v in agreed.items() if v}, True, partial(held, recipe, "client"))
+            yield Pair(client, party, sessions, failures)
     finally:
-        thread.join(timeout=30)
-        assert not thread.is_alive()
+        for thread in threads:
+            thread.join(timeout=30)
+            assert not thread.is_alive()
 
 
 def batches(recipe: config.Recipe, client: ClientSession) -> Callable[[int], tuple[Tensor, TextBatch]]:
@@ -92,17 +99,17 @@ def weights(module: torch.nn.Module) -> dict[str, Tensor]:
 def test_identity_split_training_is_unsplit_training(tiny: Tiny, tmp_path: Path) -> None:
     recipe = make_recipe(tiny, **IDENTITY, out=str(tmp_path))
     with pair(recipe) as split:
-        train(split.client, recipe, split.party.run, batches(recipe, split.client), tmp_path)
+        train(split.client, recipe, batches(recipe, split.client))
         trained = weights(split.client.model) | weights(split.party.model)
 
-    torch.manual_seed(7)
-    server = build_party(recipe, str).model
+    torch.manual_seed(recipe.seed)  # as the server does
+    server = build_server(recipe, str)
     client = build_client(recipe, str)
     steppers = [
-        Stepper(client.parameters(), recipe.client.rate, recipe.train),
-        Stepper(server.parameters(), recipe.server.rate, recipe.train),
+        Stepper(client, recipe.client.rate, recipe.train),
+        Stepper(server, recipe.server.rate, recipe.train),
     ]
-    fresh = ClientSession(client, build_seam(recipe.seam), memory_pair()[0], 17)
+    fresh = ClientSession(client, build_seam(recipe.seam), lambda: memory_pair()[0], 17)
     draw = batches(recipe, fresh)
     client.vision.calibrate(torch.cat([draw(i)[0] for i in range(recipe.train.calibrate)]))
     for step in range(recipe.train.steps):
@@ -122,8 +129,9 @@ def test_accumulated_micro_batches_are_one_large_batch(tiny: Tiny, tmp_path: Pat
         changes = {"train__batch": batch, "train__accumulate": accumulate, "train__calibrate": 2 * accumulate}
         recipe = make_recipe(tiny, **IDENTITY, **changes, train__steps=2)
         out = tmp_path / str(batch)
-        with pair(replace(recipe, out=str(out))) as split:
-            train(split.client, recipe, split.party.run, batches(recipe, split.client), out)
+        recipe = replace(recipe, out=str(out))
+        with pair(recipe) as split:
+            train(split.client, recipe, batches(recipe, split.client))
             ended.append(weights(split.client.model) | weights(split.party.model))
     for name in ended[0]:
         torch.testing.assert_close(ended[0][name], ended[1][name], rtol=1e-4, atol=1e-6)
@@ -166,7 +174,7 @@ def test_every_kind_of_seam_learns(tiny: Tiny, tmp_path: Path, seam: dict[str, A
     losses: list[float] = []
     with pair(recipe) as split:
         split.party.on_step = lambda report: losses.append(report.loss)
-        train(split.client, recipe, split.party.run, batches(recipe, split.client), tmp_path)
+        train(split.client, recipe, batches(recipe, split.client))
     assert len(losses) == 30
     assert sum(losses[-4:]) < 0.98 * sum(losses[:4]), losses
 
@@ -179,7 +187,7 @@ def test_both_sides_know_the_statistics_that_the_codes_were_made_with(tiny: Tiny
         features, tokens = batches(recipe, split.client)(0)
         split.client.calibrate(features, tokens)
         first = split.client.model.image_quantizer.statistics()
-        train(split.client, recipe, split.party.run, batches(recipe, split.client), tmp_path)
+        train(split.client, recipe, batches(recipe, split.client))
         client, server = split.client.model, split.party.model
         sides = [(client.image_quantizer, server.image_projection), (client.text_quantizer, server.text_projection)]
         for quantizer, projection in sides[: 1 if text == "ids" else 2]:
@@ -199,7 +207,7 @@ def test_a_fixed_projection_stays_as_it_starts(tiny: Tiny, tmp_path: Path, chann
         sides = [split.client.model.image_quantizer.project, split.party.model.image_projection]
         start = [side.weight.detach().clone() for side in sides]
         before = weights(split.client.model)
-        train(split.client, recipe, split.party.run, batches(recipe, split.client), tmp_path)
+        train(split.client, recipe, batches(recipe, split.client))
         assert all(torch.equal(side.weight, weight) for side, weight in zip(sides, start, strict=True))
         assert any(not torch.equal(before[name], weight) for name, weight in weights(split.client.model).items())
     torch.testing.assert_close(start[0] @ start[1], torch.eye(len(start[0])))  # the server undoes the client's
@@ -208,11 +216,11 @@ def test_a_fixed_projection_stays_as_it_starts(tiny: Tiny, tmp_path: Path, chann
 def test_ledger_counts_every_byte(tiny: Tiny, tmp_path: Path) -> None:
     recipe = make_recipe(tiny, seam__image_up__channels=16, out=str(tmp_path))
     with pair(recipe) as split:
-        train(split.client, recipe, split.party.run, batches(recipe, split.client), tmp_path)
-        sent, received = split.client.channel.socket_bytes() or (0, 0)
+        train(split.client, recipe, batches(recipe, split.client))
+        sent, received = split.client.socket_bytes() or (0, 0)
         mine = split.client.ledger
         assert (mine.total("up").bytes, mine.total("down").bytes) == (sent, received)
-        assert mine.total("up").bytes == split.session.ledger.total("up").bytes
+        assert mine.total("up").bytes == split.sessions[0].ledger.total("up").bytes
         image = mine.entries["up", "Forward", "image (uniform)"]
         tokens = split.client.model.vision.tokens
         assert image.messages == 4
@@ -223,9 +231,9 @@ def test_ledger_counts_every_byte(tiny: Tiny, tmp_path: Path) -> None:
 def test_tables_cross_once_and_are_kept_on_both_sides(tiny: Tiny, tmp_path: Path) -> None:
     recipe = make_recipe(tiny, **ENTROPY, out=str(tmp_path))
     with pair(recipe) as split:
-        saved = train(split.client, recipe, split.party.run, batches(recipe, split.client), tmp_path)
+        saved = train(split.client, recipe, batches(recipe, split.client))
         mine, codec = split.client.ledger, split.party.seam.image.up
-        assert mine.total("up").bytes == split.client.channel.socket_bytes()[0]
+        assert mine.total("up").bytes == split.client.socket_bytes()[0]
         assert mine.entries["up", "Calibrate", "rest"].messages == 1
         assert mine.entries["up", "Calibrate", "rest"].bytes > len(codec.table_bytes())
         image = mine.entries["up", "Forward", "image (entropy-uniform)"]
@@ -233,8 +241,8 @@ def test_tables_cross_once_and_are_kept_on_both_sides(tiny: Tiny, tmp_path: Path
     packed = recipe.train.steps * 2 * split.client.model.vision.tokens * 32 // 4
     assert image.bytes < packed + 4 * recipe.train.steps
     model, _, _ = load_client(saved, str)
-    again = ClientSession(model, build_seam(recipe.seam), memory_pair()[0], 17)
-    party = build_party(recipe, str, newest(tmp_path, "server"))
+    again = ClientSession(model, build_seam(recipe.seam), lambda: memory_pair()[0], 17)
+    party = ServerParty(recipe, str, newest(tmp_path, "server"))
     assert party.seam.image.up == again._seam.image.up == codec
 
 
@@ -269,7 +277,7 @@ def test_tables_are_sent_again_when_codes_have_drifted(tiny: Tiny) -> None:
 def test_tables_are_checked(tiny: Tiny, seam: dict[str, Any], calibration: dict[str, Any], complaint: str) -> None:
     with pytest.raises(RefusedError, match=complaint), pair(make_recipe(tiny, **seam)) as split:
         before = split.party.seam
-        split.client._peer.exchange(pb.Calibrate(**calibration), pb.Ack)
+        split.client._connection.exchange(pb.Calibrate(**calibration), pb.Ack)
     assert split.party.seam is before
 
 
@@ -290,7 +298,6 @@ def test_asking_gives_the_same_answers_alone_and_in_company(tiny: Tiny) -> None:
     [
         ("codec.image.up", '{"id":"fp16"}'),
         ("text.tokenizer", "0123456789abcdef"),
-        ("model.weights", "feedbeef@7"),
         ("train.steps", "5"),
         ("seam.width", ""),
     ],
@@ -311,8 +318,8 @@ def test_nan_features_stop_both_sides_with_the_reason(tiny: Tiny) -> None:
         before = weights(split.party.model)
         features[0, 0, 0] = float("nan")
         split.client.step(1, 0, True, features, text, 0.25)
-    assert isinstance(split.failure[0], PeerGoneError)
-    assert "NonFiniteError" in str(split.failure[0])
+    assert isinstance(split.failures[0], PeerGoneError)
+    assert "NonFiniteError" in str(split.failures[0])
     after = weights(split.party.model)
     assert all(torch.equal(before[name], after[name]) for name in before)
 
@@ -323,7 +330,7 @@ def test_a_step_out_of_order_is_refused(tiny: Tiny) -> None:
         features, text = batches(recipe, split.client)(0)
         split.client.calibrate(features, text)
         split.client.step(9, 0, True, features, text, 0.25)
-    assert "step 9 where 1 is due" in str(split.failure[0])
+    assert "step 9 where 1 is due" in str(split.failures[0])
 
 
 def test_codes_of_another_shape_are_refused(tiny: Tiny) -> None:
@@ -349,5 +356,5 @@ def test_text_that_is_damaged_is_refused_by_name(tiny: Tiny) -> None:
     recipe = make_recipe(tiny)
     with pytest.raises(RefusedError, match="text: 0 bytes are not"), pair(recipe) as split:
         image = pb.Coded(shape=[1, 1, 1])
-        split.client._peer.exchange(pb.Forward(step=1, text=pb.Text(sequences=1), image=image), pb.Backward)
+        split.client._connection.exchange(pb.Forward(step=1, text=pb.Text(sequences=1), image=image), pb.Backward)
     assert split.party.step == 0

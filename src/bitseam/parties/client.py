@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from bitseam.errors import BitseamError, CodecError
+from bitseam.errors import CodecError, PeerGoneError, SessionLostError
+from bitseam.parties.connection import Connection
 from bitseam.parties.ledger import Ledger
 from bitseam.parties.models import ClientModel
-from bitseam.parties.peer import Peer, Stopwatch, decode, encode
+from bitseam.parties.peer import Stopwatch, decode, encode
 from bitseam.parties.seam import MODALITIES, Seam
 from bitseam.parties.tables import Fit, entropy_codec, keep_tables, with_kept_tables, with_tables
 from bitseam.parties.text import TextBatch, text_message
@@ -22,6 +24,9 @@ from bitseam.quant import Quantized
 from bitseam.transport import Channel
 from bitseam.wire import VERSION
 from bitseam.wire import messages_pb2 as pb
+
+T = TypeVar("T")
+_NAMED = 64  # checkpoints that a Hello may name
 
 
 @dataclass(frozen=True)
@@ -33,18 +38,28 @@ class StepLoss:
 
 
 class ClientSession:
-    """One session with a server. Use as a context manager: leaving it says goodbye, with the reason if it failed.
+    """One session with a server, over as many connections as it takes: when one breaks, it dials again and repeats what
+    was not answered. Use as a context manager: leaving it says goodbye, with the reason if it failed.
 
-    autocast: "off" or "bf16", for the vision half.
+    dial: opens a channel, or raises TransportError. autocast: "off" or "bf16", for the vision half. patience: seconds
+    to go on trying.
     """
 
     def __init__(
-        self, model: ClientModel, seam: Seam, channel: Channel, vocabulary: int, autocast: str = "off"
+        self,
+        model: ClientModel,
+        seam: Seam,
+        dial: Callable[[], Channel],
+        vocabulary: int,
+        autocast: str = "off",
+        patience: float = 0.0,
     ) -> None:
         self.model = model
         self.ledger = Ledger(seam.codec_ids(), seam.width)
-        self.channel = channel
-        self._peer = Peer(channel, "client", self.ledger)
+        self.run, self.reached = "", 0  # the pair of halves, and the last whole step
+        self.stopping = False  # the server is being stopped: a checkpoint is due
+        self._connection = Connection(dial, self.ledger, patience)
+        self._micro = 0  # micro-batches answered of the step under way, `reached` + 1
         self._seam = with_kept_tables(seam, model)
         self._fits = {name: Fit() for name in MODALITIES if entropy_codec(seam, name) is not None}
         self._vocabulary = vocabulary
@@ -56,14 +71,33 @@ class ClientSession:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        with suppress(BitseamError):  # a peer that is gone must not hide why we leave
-            self._peer.say_goodbye("" if error is None else f"{type(error).__name__}: {error}")
-        self.channel.close()
+        self._connection.close("" if error is None else f"{type(error).__name__}: {error}")
 
-    def open(self, terms: Mapping[str, str], training: bool) -> pb.Welcome:
-        """The handshake. Raises RefusedError with every difference named."""
-        purpose = pb.TRAIN if training else pb.ASK
-        return self._peer.exchange(pb.Hello(version=VERSION, purpose=purpose, terms=dict(terms)), pb.Welcome)
+    def open(
+        self,
+        terms: Mapping[str, str],
+        training: bool,
+        checkpoints: Callable[[], tuple[str, list[int]]] = lambda: ("", []),
+    ) -> None:
+        """The handshake; `run` and `reached` are then those that the server goes on from.
+
+        checkpoints: the run that our folder holds, and its steps, whenever asked. Raises RefusedError with every
+        difference named, and PeerGoneError where no server is found in time.
+        """
+
+        def hello() -> pb.Hello:
+            run, steps = checkpoints() if training else ("", [])
+            purpose = pb.TRAIN if training else pb.ASK
+            return pb.Hello(
+                version=VERSION, purpose=purpose, terms=dict(terms), run=bytes.fromhex(run), steps=steps[-_NAMED:]
+            )
+
+        welcome = self._connection.open(hello)
+        self.run, self.reached = welcome.run.hex(), int(welcome.step)
+
+    def socket_bytes(self) -> tuple[int, int] | None:
+        """(sent, received) over all connections, as `Channel.socket_bytes`."""
+        return self._connection.socket_bytes()
 
     def calibrate(self, features: Tensor, text: TextBatch) -> None:
         """Fit connector, quantizers and tables to features (I, M, Dv) and prompts, and tell the server, once."""
@@ -76,7 +110,8 @@ class ClientSession:
             model.eval()  # what is coded here is not counted again
             codes = {"image": model.image(features), "text": model.text(text)}
         self._fits = {name: Fit(lost=math.inf) for name in self._fits}
-        self._peer.exchange(self._news(codes), pb.Ack)
+        self._told = {}
+        self._exchange(self._news(codes), pb.Ack)
 
     def step(self, step: int, micro: int, last: bool, features: Tensor, text: TextBatch, weight: float) -> StepLoss:
         """One micro-batch: gradients are added to the vision half's parameters, as sums over answer tokens.
@@ -94,7 +129,7 @@ class ClientSession:
             if news.ListFields():
                 forward.statistics.CopyFrom(news)
         with self.watch("wait"):
-            backward = self._peer.exchange(forward, pb.Backward)
+            backward = self._exchange(forward, pb.Backward)
         outputs, gradients = [], []
         with self.watch("decode"):
             pairs = [("image", self._seam.image, image, backward.image)]
@@ -110,13 +145,28 @@ class ClientSession:
             kept = [(o, g) for o, g in zip(outputs, gradients, strict=True) if o.requires_grad]
             if kept:
                 torch.autograd.backward([o for o, _ in kept], [g for _, g in kept])
+        self.reached, self._micro = (step, 0) if last else (self.reached, micro + 1)
+        self.stopping = backward.stopping
         return StepLoss(backward.loss, backward.answer_tokens)
 
     def checkpoint(self, step: int) -> None:
         """Have the server write its half at `step`; returns when it has."""
-        acked = self._peer.exchange(pb.Checkpoint(step=step), pb.Ack).step
+        acked = self._exchange(pb.Checkpoint(step=step), pb.Ack).step
         if acked != step:
             raise CodecError(f"the server wrote a checkpoint of step {acked} where {step} was asked")
+        self.stopping = False
+
+    def state(self) -> dict[str, Tensor]:
+        """What the session remembers from step to step, for `restore`."""
+        fits = {f"{name}.counts": torch.from_numpy(fit.counts) for name, fit in self._fits.items()}
+        return fits | {f"{name}.lost": torch.tensor(fit.lost, dtype=torch.float64) for name, fit in self._fits.items()}
+
+    def restore(self, step: int, state: Mapping[str, Tensor]) -> None:
+        """Go on from a checkpoint of `step`, whose weights the model has again."""
+        self.reached, self._micro, self._told = step, 0, {}
+        self._seam = with_kept_tables(self._seam, self.model)
+        for name in self._fits:
+            self._fits[name] = Fit(state[f"{name}.counts"].numpy(), float(state[f"{name}.lost"]))
 
     @torch.no_grad()
     def ask(self, features: Tensor, text: TextBatch, max_new_tokens: int) -> Iterator[list[int]]:
@@ -126,17 +176,35 @@ class ClientSession:
         try:
             with self._precision():
                 image, prompt = self.model.image(features), self.model.text(text)
-            self._peer.send(
-                pb.Ask(text=self._text(text, prompt), image=self._image(image), max_new_tokens=max_new_tokens)
-            )
-            last = False
-            while not last:
-                tokens = self._peer.receive()
-                last = tokens.last
-                if tokens.ids:
-                    yield list(tokens.ids)
+            question = pb.Ask(text=self._text(text, prompt), image=self._image(image), max_new_tokens=max_new_tokens)
+            given = 0
+            while True:
+                try:
+                    for number, ids in enumerate(self._connection.stream(question)):
+                        if number == given:  # an answer that broke off is asked for again, and told from where it was
+                            given += 1
+                            yield ids
+                    return
+                except PeerGoneError as error:
+                    self._come_back(error)
         finally:
             self.model.train(was_training)
+
+    def _exchange(self, message: Any, answer: type[T]) -> T:
+        """The answer to a message, over as many connections as it takes. Raises SessionLostError: see `_come_back`."""
+        while True:
+            try:
+                return self._connection.exchange(message, answer)
+            except PeerGoneError as error:
+                self._come_back(error)
+
+    def _come_back(self, error: PeerGoneError) -> None:
+        """Find the server again. Raises SessionLostError where it has gone back to an earlier step than ours."""
+        welcome = self._connection.again(error)
+        run, step = welcome.run.hex(), int(welcome.step)
+        if not welcome.resumed and (run, step, 0) != (self.run, self.reached, self._micro):
+            self.run, self.reached = run, step
+            raise SessionLostError(f"the server has lost its memory of us; both go on from step {step}")
 
     def _news(self, codes: Mapping[str, Quantized | None]) -> pb.Calibrate:
         """What the server must know to read these codes and does not: statistics in use, tables that pay."""
