@@ -2,7 +2,7 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-all check proto clean
+.PHONY: demo test test-all faults check proto clean
 
 demo: $(VENV)/ready
 	$(BIN)/bitseam demo
@@ -12,6 +12,10 @@ test: $(VENV)/ready
 
 test-all: $(VENV)/ready
 	$(BIN)/python -m pytest -m ''
+
+# Kills, broken links, hostile and many clients; some 15 minutes, after the million inputs of `make fuzz`.
+faults: fuzz
+	$(BIN)/python benchmarks/faults.py
 
 check: $(VENV)/ready
 	$(BIN)/ruff check .

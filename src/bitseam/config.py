@@ -147,7 +147,12 @@ class Data:
 
 @dataclass(frozen=True, config=_strict)
 class Train:
-    """Training of both halves."""
+    """Training of both halves.
+
+    sharing: with several clients, the server half takes their steps in the order in which they arrive, and each client
+    keeps a half of its own (`sequential`), or client halves are averaged after each `round` (`averaged`: SplitFed,
+    arXiv 2004.12088, its second version).
+    """
 
     steps: Count
     batch: Count = 32
@@ -157,16 +162,32 @@ class Train:
     clip_norm: Rate = 1.0  # of each half's gradient; 0 switches it off
     autocast: Literal["off", "bf16"] = "off"
     checkpoint_every: Count = 500
+    clients: Count = 1  # that train the same server half, each with `steps` of its own; see `sharing`
+    sharing: Literal["sequential", "averaged"] = "sequential"
+    round: Count = 50  # steps between two averages
     calibrate: Count = 8  # batches that set the quantizer's statistics before the first step
 
 
 @dataclass(frozen=True, config=_strict)
 class Network:
-    """Where the parties meet. certificates: a folder made by `bitseam certs`; empty for plaintext on loopback."""
+    """Where the parties meet, and who may speak.
+
+    certificates: a folder made by `bitseam certs`; empty for plaintext on loopback. allow_list: the server's file of
+    clients, as `bitseam certs --fingerprints` prints it; empty for all clients of the authority.
+    """
 
     address: str = "localhost:50051"
     certificates: str = "certs"
+    allow_list: str = ""
+    plaintext_that_anyone_can_read_and_change: bool = False  # between machines, where `certificates` is empty
     patience: Annotated[float, Field(ge=0, le=1e6)] = 600.0  # seconds that a client goes on trying to reach its server
+    keepalive: Annotated[float, Field(ge=0.1, le=1e6)] = 20.0  # seconds of silence until a peer is asked if it is there
+
+    def __post_init__(self) -> None:
+        if self.allow_list and not self.certificates:
+            raise ValueError("allow_list is of certificates: set network.certificates too")
+        if self.plaintext_that_anyone_can_read_and_change and self.certificates:
+            raise ValueError("plaintext_that_anyone_can_read_and_change: set network.certificates to '' if you mean it")
 
 
 @dataclass(frozen=True, config=_strict)

@@ -80,6 +80,7 @@ class Server:
     failures: list[BaseException] = field(default_factory=list)
     threads: list[threading.Thread] = field(default_factory=list)
     dialled: int = 0
+    name: str = ""  # of the client that dials
 
     def __post_init__(self) -> None:
         self.start()
@@ -88,7 +89,7 @@ class Server:
         self.party = ServerParty(self.recipe, str)
 
     def dial(self) -> Channel:
-        left, right = memory_pair()
+        left, right = memory_pair(self.name)
         session = ServerSession(self.party, right)
         self.dialled += 1
 

@@ -38,7 +38,7 @@ MALFORMED: list[tuple[str, type[Any], Callable[[Any], Any]]] = [
     ("session: 15 bytes", pb.Welcome, lambda m: setattr(m, "session", bytes(15))),
     ("session: 17 bytes", pb.Welcome, lambda m: setattr(m, "session", bytes(17))),
     ("fault: 0 is unknown", pb.Refuse, lambda m: m.ClearField("fault")),
-    ("fault: 5 is unknown", pb.Refuse, lambda m: setattr(m, "fault", 5)),
+    ("fault: 99 is unknown", pb.Refuse, lambda m: setattr(m, "fault", 99)),
     ("image: statistics of 4 and 0 bytes", pb.Forward, lambda m: setattr(m.statistics.image, "mean", bytes(4))),
     ("image: statistics of 4 and 8 bytes", pb.Calibrate, lambda m: setattr(m.image, "std", bytes(8))),
     ("text: statistics of 3 and 3", pb.Calibrate, lambda m: m.text.MergeFrom(pb.Statistics(mean=b"abc", std=b"abc"))),
@@ -138,6 +138,12 @@ LIMITS: list[tuple[str, int, Any, Any]] = [
         12,
         pb.Backward(step=1, micro=2, image=pb.Coded(shape=[12])),
         pb.Backward(step=1, micro=2, image=pb.Coded(shape=[13])),
+    ),
+    (
+        "elements",
+        2,
+        pb.Average(step=7, weights=pb.Coded(shape=[2])),
+        pb.Average(step=7, weights=pb.Coded(shape=[3])),
     ),
     ("new_tokens", 8, GOLDEN[pb.Ask][0], changed(pb.Ask, lambda m: setattr(m, "max_new_tokens", 9))),
 ]

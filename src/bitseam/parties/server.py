@@ -5,33 +5,36 @@ from __future__ import annotations
 import logging
 import math
 import secrets
+from contextlib import ExitStack
 from hashlib import blake2b
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from bitseam.codecs import codec_from_config
 from bitseam.errors import (
     BitseamError,
     CodecError,
     NonFiniteError,
     PeerGoneError,
+    QuotaError,
     RefusedError,
     StateError,
     WireError,
 )
 from bitseam.parties.ledger import Ledger
-from bitseam.parties.party import Seat, ServerParty, StepReport
+from bitseam.parties.party import ServerParty, StepReport
 from bitseam.parties.peer import Peer, Stopwatch, decode, encode
-from bitseam.parties.seam import MODALITIES, Link, channels
-from bitseam.parties.tables import keep_tables, with_tables
+from bitseam.parties.seam import Link, channels
+from bitseam.parties.seat import Seat
 from bitseam.parties.text import TextBatch, read_text
-from bitseam.quant import LevelProjection
 from bitseam.transport import Channel
 from bitseam.wire import VERSION, same_terms
 from bitseam.wire import messages_pb2 as pb
 
 log = logging.getLogger(__name__)
+
+_WEIGHTS = codec_from_config({"id": "fp32"})  # of client halves that are averaged
 
 
 class ServerSession:
@@ -46,16 +49,22 @@ class ServerSession:
         self._who, self._name = channel.peer, channel.name
         self._generator = torch.Generator()
         self._seat: Seat | None = None
+        self._stay = ExitStack()  # among its client's sessions
+        self._charged = 0  # bytes of the ledger that are in its client's quota
 
     def run(self) -> None:
         """Raises what ended the session before its time; the client has then been told as much as it may know."""
         try:
             if self._open():
                 while not isinstance(message := self._peer.receive(), pb.Goodbye):
+                    self._charge()
                     if self._stops_at(message):
                         self._refuse(pb.STOPPING, "the server is being stopped")
                         return
-                    self._party.compute.submit(self._answer, message).result()
+                    if isinstance(message, pb.Average):
+                        self._average(message)
+                    else:
+                        self._party.compute.submit(self._answer, message).result()
                 self._party.leave(self._seat)
                 if message.reason:
                     raise PeerGoneError(f"the client stopped: {message.reason}")
@@ -66,6 +75,10 @@ class ServerSession:
             ours = isinstance(error, NonFiniteError)  # what arrives cannot hold NaN: its codec has refused it
             self._refuse(pb.SERVER_ERROR if ours else pb.BAD_MESSAGE, str(error))
             raise
+        except QuotaError as error:
+            self._party.leave(self._seat)
+            self._refuse(pb.OVER_QUOTA, str(error))
+            raise
         except BitseamError as error:
             self._party.leave(self._seat)
             self._refuse(pb.SERVER_ERROR, str(error))
@@ -74,10 +87,18 @@ class ServerSession:
             self._party.leave(self._seat)
             self._refuse(pb.SERVER_ERROR, "internal error; see the server's log")
             raise
+        finally:
+            if self._seat is not None:
+                self._party.averaging.leave(self._seat)
+            self._count()
+            self._stay.close()
 
     def _open(self) -> bool:
         hello, party = self._peer.receive(), self._party
         self.training = hello.purpose == pb.TRAIN
+        # A client trains in one session, however often its link breaks.
+        self._stay.enter_context(party.quotas.session(self._name, "training" if self.training else self))
+        self._charge()
         if party.stopping.is_set():
             self._refuse(pb.STOPPING, "the server is being stopped")
             return False
@@ -97,10 +118,21 @@ class ServerSession:
             except RefusedError as error:
                 self._refuse(pb.TERMS_DIFFER, str(error))
                 raise
+            party.averaging.enter(self._seat)
         else:
             welcome = pb.Welcome(session=secrets.token_bytes(16), run=bytes.fromhex(party.run), step=party.step)
         self._peer.send(welcome)
         return True
+
+    def _count(self) -> None:
+        total = self.ledger.total().bytes
+        self._party.quotas.count(self._name, bytes=total - self._charged)
+        self._charged = total
+
+    def _charge(self) -> None:
+        """Count what has crossed. Raises QuotaError where that is more than the client may use."""
+        self._count()
+        self._party.quotas.require(self._name)
 
     def _stops_at(self, message: object) -> bool:
         """Whether to stop here: a client that trains was told so in its last step, and both have written that step."""
@@ -120,35 +152,36 @@ class ServerSession:
             self._ask(message)
         elif isinstance(message, pb.Checkpoint):
             self._checkpoint(message)
-            self._peer.send(pb.Ack(step=self._party.step))
+            self._peer.send(pb.Ack(step=message.step))
         elif isinstance(message, pb.Calibrate):
             self._calibrate(message)
             self._peer.send(pb.Ack(step=self._party.step))
 
     def _checkpoint(self, message: pb.Checkpoint) -> None:
-        self._require_seat()
-        if message.step != self._party.step:
-            raise WireError(f"checkpoint of step {message.step} where the server stands at {self._party.step}")
-        self._party.save()
+        seat = self._require_seat()
+        if message.step != seat.step:
+            raise WireError(f"checkpoint of step {message.step} where {seat.step} is the last whole one")
+        self._party.save(seat)
+
+    def _average(self, message: pb.Average) -> None:
+        """In the session's own thread: it waits for other clients."""
+        seat = self._require_seat()
+        if message.step != seat.step:
+            raise WireError(f"average of step {message.step} where {seat.step} is the last whole one")
+        weights = decode(_WEIGHTS, message.weights, tuple(message.weights.shape), "weights", torch.device("cpu"))
+        mean, clients = self._party.averaging.average(seat, int(message.step), weights)
+        self._peer.send(pb.Averaged(step=message.step, weights=encode(_WEIGHTS, mean), clients=clients))
 
     def _require_seat(self) -> Seat:
         """Raises StateError where the client has come back through another connection since."""
-        if self._seat is None or self._seat is not self._party.seat:
+        if self._seat is None or self._party.seats.get(self._seat.name) is not self._seat:
             raise StateError("this session is over: its client has begun another")
         return self._seat
 
     def _calibrate(self, message: pb.Calibrate) -> None:
-        party = self._party
         self._require_seat()
-        party.touch()
-        for name in MODALITIES:
-            news, projection = getattr(message, name), getattr(party.model, f"{name}_projection")
-            if news.tables:
-                party.seam = with_tables(party.seam, name, news.tables)
-                keep_tables(party.model, name, news.tables)
-            if news.mean and isinstance(projection, LevelProjection):
-                mean, std = (torch.from_numpy(np.frombuffer(raw, "<f4").copy()) for raw in (news.mean, news.std))
-                projection.calibrate(mean, std)
+        self._party.face(self._name)
+        self._party.learn(self._name, message)
 
     def _read(self, message: pb.Forward | pb.Ask) -> tuple[TextBatch, Tensor, Tensor | None]:
         party, seam = self._party, self._party.seam
@@ -167,14 +200,17 @@ class ServerSession:
 
     def _forward(self, message: pb.Forward) -> None:
         party, watch, seat = self._party, self.watch, self._require_seat()
-        request = blake2b(message.SerializeToString(deterministic=True)).digest()
+        request = digest(message)
         if request == seat.request:
             self._peer.send(seat.answer)
             return
-        if (message.step, message.micro) != (party.step + 1, seat.micro):
-            here, due = f"step {message.step}", f"{party.step + 1}"
+        if (message.step, message.micro) != (seat.step + 1, seat.micro):
+            here, due = f"step {message.step}", f"{seat.step + 1}"
             raise WireError(f"{here} where {due} is due, micro-batch {message.micro} where {seat.micro} is due")
+        if message.micro == 0:
+            party.quotas.require(self._name, steps=1)
         party.touch()
+        party.face(seat.name)
         with watch("decode"):
             self._calibrate(message.statistics)
             text, image, prompt = self._read(message)
@@ -220,19 +256,26 @@ class ServerSession:
         party = self._party
         with self.watch("server step"):
             norm, rate = party.update(seat)
+        party.quotas.count(self._name, steps=1)
         loss = seat.loss / max(seat.answer_tokens, 1)
-        party.on_step(StepReport(party.step, loss, seat.answer_tokens, norm, rate, self.watch.seconds))
+        party.on_step(StepReport(party.step, loss, seat.answer_tokens, norm, rate, self.watch.seconds, seat.name))
         seat.micro, seat.loss, seat.answer_tokens, seat.warned = 0, 0.0, 0, seat.answer.stopping
         self.watch = Stopwatch()
 
     def _ask(self, message: pb.Ask) -> None:
         party = self._party
+        party.face(self._name)
         text, image, prompt = self._read(message)
         if text.answers.any():
             raise CodecError("text: a question holds no answers")
         party.model.eval()
         streamer = _TokenStreamer(self._peer)
         party.model.generate(text, image, prompt, message.max_new_tokens, party.prompter.end, streamer)
+
+
+def digest(message: pb.Forward) -> bytes:
+    """By which a repeated message is known."""
+    return blake2b(message.SerializeToString(deterministic=True)).digest()
 
 
 class _TokenStreamer:

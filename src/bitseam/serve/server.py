@@ -14,9 +14,10 @@ from bitseam import config
 from bitseam.errors import BitseamError
 from bitseam.parties.checkpoint import Locate
 from bitseam.parties.party import ServerParty, StepReport
+from bitseam.parties.quota import Quotas
 from bitseam.parties.runlog import RunLog, peak_memory
 from bitseam.parties.server import ServerSession
-from bitseam.transport import Channel, Listener, Tls
+from bitseam.transport import Admission, Channel, Listener, Tls
 
 log = logging.getLogger(__name__)
 
@@ -30,17 +31,25 @@ def serve(recipe: config.Recipe, locate: Locate, checkpoint: Path | None = None)
     Goes on where the recipe's folder ends, or begins anew. checkpoint: a folder to answer from instead. A client that
     goes away or misbehaves ends its own session alone.
     """
+    network = recipe.network
+    tls = Tls.from_folder(network.certificates, "server") if network.certificates else None
+    admission = None
+    if tls is not None:  # a list with a fault in it is told before anything else is loaded
+        allow_list = Path(network.allow_list) if network.allow_list else None
+        admission = Admission(tls.authority, tls.revocations, allow_list)
     party = ServerParty(recipe, locate, checkpoint)
-    tls = Tls.from_folder(recipe.network.certificates, "server") if recipe.network.certificates else None
+    if admission is not None:
+        party.quotas = Quotas(admission.quota, recipe.folder / "server" / "quota.json")
     told = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: told.set())
-    with RunLog(recipe.folder, "server", recipe.train.steps) as bar:
+    with RunLog(recipe.folder, "server", recipe.train.steps * recipe.train.clients) as bar:
         party.on_step = lambda report: bar.step(report.step, _row(report))
         handler = _Handler(party)
-        listener = Listener(recipe.network.address, handler, tls, _SESSIONS)
+        exposed = network.plaintext_that_anyone_can_read_and_change
+        listener = Listener(network.address, handler, tls, _SESSIONS, network.keepalive, admission, exposed)
         listener.start()
-        log.info("listening on %s; the language half is at step %d", recipe.network.address, party.step)
+        log.info("listening on %s; the language half is at step %d", network.address, party.step)
         try:
             told.wait()
             log.info("stopping")

@@ -6,7 +6,7 @@ import threading
 from abc import ABC, abstractmethod
 from collections import deque
 
-from bitseam.errors import PeerGoneError
+from bitseam.errors import PeerGoneError, TransportError
 
 
 class Channel(ABC):
@@ -27,7 +27,8 @@ class Channel(ABC):
 
     @abstractmethod
     def receive(self, timeout: float | None = None) -> bytes:
-        """The next frame. Raises PeerGoneError where the peer went away or `timeout` seconds ran out."""
+        """The next frame. Raises PeerGoneError where the peer went away or `timeout` seconds ran out, UntrustedError
+        where a side does not let the other speak (any more)."""
 
     @abstractmethod
     def close(self) -> None:
@@ -43,7 +44,7 @@ class Inbox:
 
     def __init__(self) -> None:
         self._frames: deque[bytes] = deque()
-        self._over = ""
+        self._over: tuple[type[TransportError], str] | None = None
         self._changed = threading.Condition()
 
     def put(self, frame: bytes) -> None:
@@ -51,19 +52,20 @@ class Inbox:
             self._frames.append(frame)
             self._changed.notify()
 
-    def end(self, reason: str) -> None:
-        """No frame follows; what has arrived is still given out first. The first reason stays."""
+    def end(self, reason: str, error: type[TransportError] = PeerGoneError) -> None:
+        """No frame follows; what has arrived is still given out first, then `error`. The first reason stays."""
         with self._changed:
-            self._over = self._over or reason
+            self._over = self._over or (error, reason)
             self._changed.notify_all()
 
     def check(self) -> None:
-        """Raise PeerGoneError where all is over and everything has been given out."""
+        """Raise what `end` was given where all is over and everything has been given out."""
         if self._over and not self._frames:
-            raise PeerGoneError(self._over)
+            error, reason = self._over
+            raise error(reason)
 
     def get(self, timeout: float | None) -> bytes:
-        """The next frame. Raises PeerGoneError at the end, from then on always, or after `timeout` seconds."""
+        """The next frame. Raises what `end` was given, from then on always; PeerGoneError after `timeout` seconds."""
         with self._changed:
             if not self._changed.wait_for(lambda: self._frames or self._over, timeout):
                 raise PeerGoneError(f"the peer sent nothing for {timeout:g} seconds")

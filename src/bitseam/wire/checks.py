@@ -65,6 +65,8 @@ def check(message: Any, limits: Limits) -> None:
         _coded("image", message.image, limits)
         if message.HasField("text"):
             _coded("text", message.text, limits)
+    elif isinstance(message, pb.Average | pb.Averaged):
+        _coded("weights", message.weights, limits)
     elif isinstance(message, pb.Tokens):
         _at_most("ids", len(message.ids), limits.batch)
     _no_unknown_fields(message)  # last, when the number of parts is known to be small
