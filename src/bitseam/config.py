@@ -96,7 +96,7 @@ class Down:
     codec: GradientName = "stochastic"
     levels: Levels = 4
     block: Literal["token"] | Count = "token"  # elements that share a scale
-    step: Annotated[float, Field(ge=0.05, le=1000)] = 2.0  # of `entropy-stochastic`, in root mean squares of an image
+    step: Annotated[float, Field(ge=0.05, le=1000)] = 2.0  # of `entropy-stochastic`, in root mean squares of a message
 
 
 @dataclass(frozen=True, config=_strict)
