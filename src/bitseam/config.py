@@ -104,10 +104,12 @@ class Seam:
     """Where and how the model is cut.
 
     width: the language model's hidden size, which the client cannot look up.
-    text: `ids` where the server may read the prompt, `codes` where it gets quantized embeddings.
+    text: `ids` where the server may read the prompt, `codes` where it gets quantized embeddings. max_tokens: of an
+    image; the server takes no more.
     """
 
     width: Count
+    max_tokens: Count = 1024
     text: Literal["ids", "codes"] = "ids"
     image_up: Up = Up()
     image_down: Down = Down()

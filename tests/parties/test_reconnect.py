@@ -49,6 +49,10 @@ class Breaking(Channel):
         self.peer, self.name = whole.peer, whole.name
         self._whole, self._breaks = whole, breaks
 
+    @property
+    def gone(self) -> bool:
+        return self._whole.gone
+
     def send(self, frame: bytes) -> None:
         self._break("before it was sent")
         self._whole.send(frame)

@@ -61,7 +61,8 @@ class Averaging:
         return all(seat.name in self._brought for seat in self._there if seat.averaged < self._last)
 
     def _close(self) -> None:
-        mean = torch.stack([weights for _, _, weights in self._brought.values()]).mean(0)
+        # In double, so that weights which one client brings do not make another's mean infinite.
+        mean = torch.stack([weights for _, _, weights in self._brought.values()]).mean(0, dtype=torch.float64).float()
         for seat, step, _ in self._brought.values():
             seat.averaged, seat.average = step, (mean, len(self._brought))
         self._brought.clear()

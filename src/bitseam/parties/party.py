@@ -40,6 +40,7 @@ from bitseam.parties.checkpoint import (
     save_server,
 )
 from bitseam.parties.device import choose_device
+from bitseam.parties.limits import session_limits
 from bitseam.parties.optimise import Stepper
 from bitseam.parties.quota import Quotas
 from bitseam.parties.resume import own_part, resume_training, training_state
@@ -84,6 +85,7 @@ class ServerParty:
         """
         self.recipe = recipe
         self.prompter = Prompter(recipe.text, locate)
+        self.limits = session_limits(recipe, self.prompter.vocabulary)
         self.run, self.step = secrets.token_hex(16), 0
         self.seats: dict[str, Seat] = {}
         self.averaging = Averaging(recipe.train.steps // recipe.train.round * recipe.train.round)
@@ -98,6 +100,7 @@ class ServerParty:
         # that computes a pool of its own, and where those outnumber the cores each step takes a third longer.
         self.compute: Executor = ThreadPoolExecutor(1, "model")
         self.answers_only = checkpoint is not None
+        self._turns: dict[str, threading.Lock] = {}
         self._locate = locate
         self._known: dict[str, pb.Calibrate] = {}  # statistics and tables of each client
         self._facing: Seat | None = None  # whose gradients are gathered in the half
@@ -153,6 +156,10 @@ class ServerParty:
         """A client is gone for good; what it had gathered for a step under way is forgotten."""
         if seat is not None and self.seats.get(seat.name) is seat:
             del self.seats[seat.name]
+
+    def turn(self, name: str) -> threading.Lock:
+        """Held while the half works for a client: however many sessions it has, others wait for one message of it."""
+        return self._turns.setdefault(name, threading.Lock())
 
     def learn(self, name: str, news: pb.Calibrate) -> None:
         """What a client's codes are made with from now on. Raises CodecError for what cannot be."""

@@ -26,8 +26,9 @@ from bitseam.errors import (
     WireError,
 )
 from bitseam.parties.ledger import Ledger
+from bitseam.parties.limits import require_rows
 from bitseam.parties.party import ServerParty, StepReport
-from bitseam.parties.peer import Peer, Stopwatch, decode, encode
+from bitseam.parties.peer import Peer, Stopwatch, decode, encode, printable
 from bitseam.parties.seam import Link, channels
 from bitseam.parties.seat import Seat
 from bitseam.parties.text import TextBatch, read_text
@@ -54,7 +55,7 @@ class ServerSession:
         self.training = False
         self.watch = Stopwatch()
         self._party = party
-        self._peer = Peer(channel, "server", self.ledger)
+        self._peer = Peer(channel, "server", self.ledger, party.limits)
         self._who = channel.peer
         self._generator = torch.Generator()
         self._seat: Seat | None = None
@@ -69,9 +70,10 @@ class ServerSession:
     def run(self) -> None:
         """Raises what ended the session before its time; the client has then been told as much as it may know."""
         current_session.set(self)
+        party = self._party
         try:
             if self._open():
-                while not isinstance(message := self._peer.receive(), pb.Goodbye):
+                while not isinstance(message := self._peer.receive(party.limits.idle_seconds), pb.Goodbye):
                     self._charge()
                     if self._stops_at(message):
                         self._refuse(pb.STOPPING, "the server is being stopped")
@@ -79,10 +81,11 @@ class ServerSession:
                     if isinstance(message, pb.Average):
                         self._average(message)
                     else:
-                        self._party.do(type(message).__name__, partial(self._answer, message))
+                        with party.turn(self.client):
+                            party.do(type(message).__name__, partial(self._answer, message))
                 self._party.leave(self._seat)
                 if message.reason:
-                    raise PeerGoneError(f"the client stopped: {message.reason}")
+                    raise PeerGoneError(f"the client stopped: {printable(message.reason)}")
         except PeerGoneError:
             raise  # it may come back, and finds its seat
         except (WireError, CodecError) as error:
@@ -109,7 +112,8 @@ class ServerSession:
             self._stay.close()
 
     def _open(self) -> bool:
-        hello, party = self._peer.receive(), self._party
+        party = self._party
+        hello = self._peer.receive(party.limits.hello_seconds)
         self.training = hello.purpose == pb.TRAIN
         self.purpose = "train" if self.training else "ask"
         # A client trains in one session, however often its link breaks.
@@ -126,7 +130,7 @@ class ServerSession:
         if differences:
             reason = "client and server disagree; make their recipes and checkpoints alike"
             self._refuse(pb.TERMS_DIFFER, reason, differences)
-            shown = "; ".join(f"{d.field}: client {d.client}, server {d.server}" for d in differences)
+            shown = printable("; ".join(f"{d.field}: client {d.client}, server {d.server}" for d in differences), 2000)
             raise RefusedError(f"refused {self._who}: {shown}")
         if self.training:
             try:
@@ -203,6 +207,7 @@ class ServerSession:
     def _read(self, message: pb.Forward | pb.Ask) -> tuple[TextBatch, Tensor, Tensor | None]:
         party, seam = self._party, self._party.seam
         text = read_text(message.text, party.prompter.vocabulary)
+        require_rows(text, party.recipe)
         tokens = message.image.shape[1] if len(message.image.shape) == 3 else 0
         agreed = party.recipe.seam
         due = (int(text.image[-1]) + 1, tokens, channels(agreed.image_up, agreed.width))
@@ -302,6 +307,8 @@ class _TokenStreamer:
         self._peer = peer
 
     def put(self, value: Tensor) -> None:
+        if self._peer.channel.gone:  # and does not hear the answer
+            raise PeerGoneError("the client went away")
         if value.numel():
             self._peer.send(pb.Tokens(ids=value.flatten().tolist()))
 

@@ -4,10 +4,12 @@ from bitseam.transport.allow import Admission, Quota
 from bitseam.transport.authority import make_certificates
 from bitseam.transport.certs import Tls
 from bitseam.transport.channel import Channel
+from bitseam.transport.flow import HELD_BYTES
 from bitseam.transport.grpc import Listener, connect, split_address
 from bitseam.transport.memory import memory_pair
 
 __all__ = [
+    "HELD_BYTES",
     "Admission",
     "Channel",
     "Listener",

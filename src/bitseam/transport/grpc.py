@@ -8,11 +8,10 @@ from __future__ import annotations
 import errno
 import ipaddress
 import logging
-import queue
 import socket
 import ssl
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from urllib.parse import unquote
@@ -21,21 +20,21 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_fixed
 
-from bitseam.errors import AddressInUseError, PeerGoneError, TransportError, UntrustedError
+from bitseam.errors import AddressInUseError, BitseamError, LimitError, PeerGoneError, TransportError, UntrustedError
 from bitseam.transport.allow import Admission
 from bitseam.transport.certs import Tls, common_name, describe
 from bitseam.transport.channel import Channel, Inbox
 from bitseam.transport.checksum import Checksum
 from bitseam.transport.core_log import log_failed_handshakes
+from bitseam.transport.flow import PIECE, Assembly, Outbox, Places
 from bitseam.transport.meter import Meter
-from bitseam.wire import Limits
 
 log = logging.getLogger(__name__)
 
 _SERVICE, _METHOD = "bitseam.v1.Seam", "Session"
 _OPTIONS = [
-    ("grpc.max_send_message_length", Limits().frame_bytes),
-    ("grpc.max_receive_message_length", Limits().frame_bytes),
+    ("grpc.max_send_message_length", 2 * PIECE),
+    ("grpc.max_receive_message_length", 2 * PIECE),
     ("grpc.enable_http_proxy", 0),  # the address is the peer's own, and a proxy would end the TLS
     ("grpc.http2.max_pings_without_data", 0),
     ("grpc.http2.min_ping_interval_without_data_ms", 100),  # a peer may ask more often than we do
@@ -51,7 +50,7 @@ _FLUSH = 5.0  # seconds that a closing side gives its last frames
 
 
 class GrpcChannel(Channel):
-    """One end of a stream; `outbox` feeds gRPC's sender until None.
+    """One end of a stream; `outbox` feeds gRPC's sender.
 
     plaintext: frames carry checksums; see `bitseam.transport.checksum`.
     """
@@ -59,12 +58,16 @@ class GrpcChannel(Channel):
     def __init__(self, peer: str, name: str, meter: Meter, end: Callable[[], None], plaintext: bool) -> None:
         self.peer, self.name = peer, name
         self.inbox = Inbox()
-        self.outbox: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+        self.outbox = Outbox()
         self.over = threading.Event()
         self._meter, self._end = meter, end
         self._sums = (Checksum(), Checksum()) if plaintext else None  # of what goes and of what comes
         self._counted: tuple[int, int] | None = None
         self._closed = False
+
+    @property
+    def gone(self) -> bool:
+        return self._closed or self.over.is_set()
 
     def send(self, frame: bytes) -> None:
         if self._closed:
@@ -78,7 +81,8 @@ class GrpcChannel(Channel):
     def close(self) -> None:
         if not self._closed:
             self._closed = True
-            self.outbox.put(None)
+            self.inbox.shut()
+            self.outbox.end()
             self._end()
 
     def socket_bytes(self) -> tuple[int, int] | None:
@@ -86,21 +90,30 @@ class GrpcChannel(Channel):
             self._counted = self._meter.read()
         return self._counted
 
-    def finish(self, reason: str, error: type[TransportError] = PeerGoneError) -> None:
+    def finish(self, reason: str, error: type[BitseamError] = PeerGoneError) -> None:
         """Nothing crosses any more; `receive` gives out what has arrived, then raises `error`."""
         self.socket_bytes()  # while the connection is there
         self.over.set()
         self.inbox.end(reason, error)
-        self.outbox.put(None)
+        self.outbox.end()
 
-    def frames_out(self) -> Iterator[bytes]:
-        """What gRPC sends: frames until `close`."""
-        while (frame := self.outbox.get()) is not None:
-            yield self._sums[0].seal(frame) if self._sums else frame
+    def pieces_out(self) -> Iterator[bytes]:
+        """What gRPC sends: pieces of frames, until `close`."""
+        for piece in self.outbox.pieces():
+            yield self._sums[0].seal(piece) if self._sums else piece
 
-    def take(self, received: bytes) -> None:
-        """Give a frame that gRPC received to `receive`. Raises PeerGoneError where it was damaged on the way."""
-        self.inbox.put(self._sums[1].open(received) if self._sums else received)
+    def take(self, received: Iterable[bytes]) -> None:
+        """Give the pieces that gRPC receives to `receive`, as frames, to the end.
+
+        While frames wait to be received, no more pieces are taken from gRPC, which then lets the peer send no more.
+        Raises LimitError for a frame of more than `most` bytes, PeerGoneError for a piece damaged on the way.
+        """
+        assembly = Assembly()
+        for message in received:
+            piece = self._sums[1].open(message) if self._sums else message
+            self.inbox.wait_for_room()
+            if (frame := assembly.add(piece, self.most)) is not None:
+                self.inbox.put(frame)
 
 
 def connect(address: str, tls: Tls | None, keepalive: float = KEEPALIVE, exposed: bool = False) -> GrpcChannel:
@@ -139,15 +152,14 @@ def connect(address: str, tls: Tls | None, keepalive: float = KEEPALIVE, exposed
         network.close()
 
     channel = GrpcChannel(peer, name, meter, end, plaintext=tls is None)
-    call = network.stream_stream(f"/{_SERVICE}/{_METHOD}")(channel.frames_out())
+    call = network.stream_stream(f"/{_SERVICE}/{_METHOD}")(channel.pieces_out())
 
     def read() -> None:
-        reason: tuple[str, type[TransportError]] = "the server went away", PeerGoneError
+        reason: tuple[str, type[BitseamError]] = "the server went away", PeerGoneError
         try:
-            for received in call:
-                channel.take(received)
-        except PeerGoneError as error:
-            reason = str(error), PeerGoneError
+            channel.take(call)
+        except (LimitError, PeerGoneError) as error:
+            reason = str(error), type(error)
             call.cancel()
         except grpc.RpcError as error:
             reason = _ended(error, address)
@@ -161,7 +173,8 @@ class Listener:
     """A server: `handler` runs with the channel of each session, in a thread of its own.
 
     The session ends when the handler returns or raises. `address` is "host:port"; port 0 takes a free one, see `port`.
-    More than `max_sessions` at a time are refused. A peer whose certificate is not verified, or that `admission` does
+    More than `max_sessions` at a time are refused, and more than a quarter of them to one client that a certificate
+    names. A peer whose certificate is not verified, or that `admission` does
     not let in, never comes to the handler: our log has the reason, and the peer is told none. With TLS, and no
     `admission` given, every client of the authority is let in whose certificate it has not revoked. exposed: plaintext
     for other machines, for all on the way to read and change. Raises AddressInUseError, or TransportError for an
@@ -186,9 +199,10 @@ class Listener:
         # Those with a certificate, and how to end their calls.
         self._admitted: dict[GrpcChannel, tuple[bytes, Callable[[], object]]] = {}
         self._stopped = threading.Event()
+        self._places = Places(max(max_sessions // 4, 1))
         self._server = grpc.server(
             ThreadPoolExecutor(max_sessions, "bitseam-session"),
-            options=[*_OPTIONS, *_keepalive(keepalive), ("grpc.so_reuseport", 0)],
+            options=[*_OPTIONS, *_keepalive(keepalive), *_server_options(max_sessions)],
             maximum_concurrent_rpcs=max_sessions,
         )
         self._health = health.HealthServicer()
@@ -256,21 +270,23 @@ class Listener:
 
     def _session(self, frames: Iterator[bytes], context: Any) -> Iterator[bytes]:
         channel = self._admit(context)
+        placed = self._places.take(channel.name)
 
         def over() -> None:
+            if placed:
+                self._places.free(channel.name)
             self._admitted.pop(channel, None)
             channel.finish("the client went away")
 
         def read() -> None:
-            reason = "the client went away"
+            reason: tuple[str, type[BitseamError]] = "the client went away", PeerGoneError
             try:
-                for received in frames:
-                    channel.take(received)
-            except PeerGoneError as error:
-                reason = str(error)
+                channel.take(frames)
+            except (LimitError, PeerGoneError) as error:
+                reason = str(error), type(error)
             except Exception:  # gRPC raises a bare Exception where a request stream breaks
                 pass
-            channel.inbox.end(reason)
+            channel.inbox.end(*reason)
 
         def run() -> None:
             try:
@@ -279,12 +295,27 @@ class Listener:
                 log.exception("%s: the session broke", channel.peer)
             finally:
                 channel.close()
+                if not channel.over.wait(_FLUSH):
+                    context.cancel()  # the client does not take our last frames
 
         if not context.add_callback(over):
             over()  # the client has gone already
+        elif not placed:
+            context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, f"a client may have {self._places.each} sessions")
         threading.Thread(target=read, daemon=True, name="bitseam-reader").start()
         threading.Thread(target=run, name="bitseam-handler").start()
-        yield from channel.frames_out()
+        yield from channel.pieces_out()
+
+
+def _server_options(max_sessions: int) -> list[tuple[str, int]]:
+    """What connections may take that have no session, or none yet."""
+    return [
+        ("grpc.so_reuseport", 0),
+        ("grpc.max_allowed_incoming_connections", 256 + max_sessions),
+        ("grpc.max_concurrent_streams", 8),  # of a connection; a client of ours has one, and its operator's probes
+        ("grpc.server_handshake_timeout_ms", 10_000),
+        ("grpc.max_connection_idle_ms", 60_000),
+    ]
 
 
 def split_address(address: str) -> tuple[str, int]:

@@ -15,6 +15,10 @@ class MemoryChannel(Channel):
         self._sent = self._received = 0
         self._closed = False
 
+    @property
+    def gone(self) -> bool:
+        return self._closed or self._inbox.over
+
     def send(self, frame: bytes) -> None:
         if self._closed:
             raise PeerGoneError("this channel is closed")

@@ -87,6 +87,12 @@ class Protocol:
         """Whether the state allows this side to send a message of that kind."""
         return SPEAKER[kind] == self.role and (self.state, kind) in TABLE
 
+    @property
+    def most(self) -> int:
+        """Bytes of the longest frame that the other side may send now."""
+        heavy = any(SPEAKER[kind] != self.role and (self.state, kind) in TABLE for kind in HEAVY)
+        return self._limits.frame_bytes if heavy else self._limits.control_bytes
+
     def send(self, message: Any) -> bytes:
         """A body message -> a frame. Raises StateError, LimitError or MalformedError; the state then stays."""
         kind = type(message)
