@@ -29,6 +29,7 @@ from bitseam.wire import messages_pb2 as pb
 
 IDENTITY = {"seam__image_up__quantizer": "fp32", "seam__image_down__codec": "fp32"}
 ENTROPY = {"seam__image_up__coding": "entropy", "seam__image_up__groups": 4}
+RATE = {"quantizer": "rate-fsq", "coding": "entropy", "levels": 15, "clip": 7.0, "groups": 16}
 QUESTIONS = ["is this a cat ?", "dog ?", "what is there ?", "this a dog ?"]
 ANSWERS = ["yes", "a red cat", "no", "blue"]
 
@@ -153,6 +154,8 @@ def test_accumulated_micro_batches_are_one_large_batch(tiny: Tiny, tmp_path: Pat
             }
         },
         {"seam__text": "codes", "seam__text_up": {"quantizer": "step-fsq", "coding": "entropy", "levels": 5}},
+        {"seam__image_up": RATE | {"distortion_weight": 0.05}},
+        {"seam__text": "codes", "seam__text_up": RATE | {"rates": (1, 2)}},
         {"train__autocast": "bf16"},
         {"seam__image_up__projection": "fixed"},
         {"server__tune": "lora"},
@@ -271,6 +274,75 @@ def test_tables_are_checked(tiny: Tiny, seam: dict[str, Any], calibration: dict[
         before = split.party.seam
         split.client._peer.exchange(pb.Calibrate(**calibration), pb.Ack)
     assert split.party.seam is before
+
+
+def test_predicted_bytes_are_those_on_the_wire(tiny: Tiny) -> None:
+    up = RATE | {"projection": "fixed", "rates": (1, 2.5), "distortion_weight": 0.05}
+    recipe = make_recipe(tiny, seam__image_up=up, client__rate=1e-2)
+    with pair(recipe) as split:
+        count, model = 96, split.client.model
+        pixels = torch.randn(count, 3, 56, 56, generator=torch.Generator().manual_seed(0))
+        features, text = model.vision.features(pixels), Prompter(recipe.text).batch(QUESTIONS * 24, ANSWERS * 24)
+        split.client.calibrate(features, text)
+        stepper, parts = Stepper(model.parameters(), recipe.client.rate, recipe.train), []
+        for step in range(1, 13):
+            part = split.client.step(step, 0, True, features, text, up["distortion_weight"])
+            parts.append(part)
+            stepper.step(part.answer_tokens)
+            assert split.party.seam.image.rates == split.client._seam.image.rates
+            assert torch.equal(model.image_quantizer.rotation(), split.party.model.image_projection.rotation)
+        assert sum(part.coded_bytes for part in parts) == split.client.ledger.coded_bytes("Forward", "image")
+        for part in parts:
+            assert part.predicted_bytes == pytest.approx(part.coded_bytes, rel=0.02)
+        assert len({codec.tables for codec in split.party.seam.image.rates}) == 2  # each rate has been drawn
+        assert max(part.coded_bytes for part in parts) > 1.5 * min(part.coded_bytes for part in parts)
+
+
+def test_one_model_answers_at_each_of_its_rates(tiny: Tiny, tmp_path: Path) -> None:
+    up = RATE | {"rates": (1, 4)}
+    recipe = make_recipe(tiny, seam__image_up=up, train__steps=6, train__checkpoint_every=6, out=str(tmp_path))
+    with pair(recipe) as split:
+        saved = train(split.client, recipe, split.party.run, batches(recipe, split.client), tmp_path)
+        features, text = batches(recipe, split.client)(0)
+    sizes = []
+    for rate in (0, 1):
+        asked = replace(recipe, seam=replace(recipe.seam, image_up=replace(recipe.seam.image_up, rate=rate)))
+        model, _, identity = load_client(saved, str, asked.seam)
+        party = build_party(recipe, str, newest(tmp_path, "server"))  # the server need not be told beforehand
+        ours, theirs = memory_pair()
+        server = threading.Thread(target=ServerSession(party, theirs).run)
+        server.start()
+        prompter = Prompter(recipe.text)
+        with ClientSession(model, build_seam(asked.seam), ours, prompter.vocabulary) as client:
+            client.open(terms(asked, prompter.vocabulary, prompter.fingerprint, str(identity), False), False)
+            question = prompter.batch(QUESTIONS[:2])
+            assert list(client.ask(features, question, 3))
+            sizes.append(client.ledger.coded_bytes("Ask", "image"))
+        server.join()
+    assert sizes[1] < 0.8 * sizes[0]
+
+
+@pytest.mark.parametrize(
+    ("statistics", "complaint"),
+    [
+        (pb.Statistics(rotation=bytes(1023)), "rotation of 1023 numbers, not 1024"),
+        (pb.Statistics(tables=bytes(480), rate=2), "image: rate 2 where 2 were agreed"),
+        (pb.Statistics(tables=bytes(480), rate=1), "table 0"),
+    ],
+)
+def test_rates_and_rotations_are_checked(tiny: Tiny, statistics: pb.Statistics, complaint: str) -> None:
+    recipe = make_recipe(tiny, seam__image_up=RATE | {"rates": (1, 2)})
+    with pytest.raises(RefusedError, match=complaint), pair(recipe) as split:
+        split.client._peer.exchange(pb.Calibrate(image=statistics), pb.Ack)
+
+
+def test_a_rate_that_was_not_agreed_is_refused(tiny: Tiny) -> None:
+    with pytest.raises(RefusedError, match="image codes: rate 1 where 1 were agreed"), pair(make_recipe(tiny)) as split:
+        features, text = batches(make_recipe(tiny), split.client)(0)
+        split.client.calibrate(features, text)
+        image = split.client._seam.image
+        split.client._seam = replace(split.client._seam, image=replace(image, rates=image.rates * 2, asked=1))
+        list(split.client.ask(features, Prompter(make_recipe(tiny).text).batch(QUESTIONS[:2]), 3))
 
 
 def test_asking_gives_the_same_answers_alone_and_in_company(tiny: Tiny) -> None:

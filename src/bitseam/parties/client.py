@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,9 +17,9 @@ from bitseam.parties.ledger import Ledger
 from bitseam.parties.models import ClientModel
 from bitseam.parties.peer import Peer, Stopwatch, decode, encode
 from bitseam.parties.seam import MODALITIES, Seam
-from bitseam.parties.tables import Fit, entropy_codec, keep_tables, with_kept_tables, with_tables
+from bitseam.parties.tables import Fit, entropy_codec, keep_tables, use_rate, with_kept_tables, with_tables
 from bitseam.parties.text import TextBatch, text_message
-from bitseam.quant import Quantized
+from bitseam.quant import Quantized, Quantizer
 from bitseam.transport import Channel
 from bitseam.wire import VERSION
 from bitseam.wire import messages_pb2 as pb
@@ -30,6 +31,8 @@ class StepLoss:
 
     loss: float
     answer_tokens: int
+    coded_bytes: int = 0  # payloads of entropy-coded features
+    predicted_bytes: float = 0.0  # what their tables say that these take
 
 
 class ClientSession:
@@ -46,10 +49,12 @@ class ClientSession:
         self.channel = channel
         self._peer = Peer(channel, "client", self.ledger)
         self._seam = with_kept_tables(seam, model)
-        self._fits = {name: Fit() for name in MODALITIES if entropy_codec(seam, name) is not None}
+        coded = [name for name in MODALITIES if entropy_codec(seam, name) is not None]
+        self._fits = {(name, rate): Fit() for name in coded for rate in range(len(getattr(seam, name).rates))}
         self._vocabulary = vocabulary
         self._autocast = autocast == "bf16"
-        self._told: dict[str, pb.Statistics] = {}  # the statistics that the server has
+        self._told: dict[str, dict[str, Any]] = {name: {} for name in MODALITIES}  # statistics that the server has
+        self._rates = dict.fromkeys(MODALITIES, 0)  # in use
         self.watch = Stopwatch()
 
     def __enter__(self) -> ClientSession:
@@ -74,8 +79,9 @@ class ClientSession:
             if model.text_quantizer is not None:
                 model.text_quantizer.calibrate(model.prompt_features(text))
             model.eval()  # what is coded here is not counted again
+            self._use(dict.fromkeys(MODALITIES, 0))
             codes = {"image": model.image(features), "text": model.text(text)}
-        self._fits = {name: Fit(lost=math.inf) for name in self._fits}
+        self._fits = {key: Fit(lost=math.inf) for key in self._fits}
         self._peer.exchange(self._news(codes), pb.Ack)
 
     def step(self, step: int, micro: int, last: bool, features: Tensor, text: TextBatch, weight: float) -> StepLoss:
@@ -84,6 +90,10 @@ class ClientSession:
         features: (B, M, Dv); weight: of the quantizers' distortion in the loss.
         """
         self.model.train()
+        # One rate for each micro-batch, the same when it is repeated.
+        drawn = np.random.default_rng((step, micro))
+        links = {"image": self._seam.image, "text": self._seam.text or self._seam.image}
+        self._use({name: int(drawn.integers(len(links[name].rates))) for name in MODALITIES})
         with self.watch("client forward"), self._precision():
             image, prompt = self.model.image(features), self.model.text(text)
         with self.watch("encode"):
@@ -93,6 +103,7 @@ class ClientSession:
             )
             if news.ListFields():
                 forward.statistics.CopyFrom(news)
+            sizes = self._sizes({"image": (image, forward.image), "text": (prompt, forward.text.codes)})
         with self.watch("wait"):
             backward = self._peer.exchange(forward, pb.Backward)
         outputs, gradients = [], []
@@ -110,7 +121,7 @@ class ClientSession:
             kept = [(o, g) for o, g in zip(outputs, gradients, strict=True) if o.requires_grad]
             if kept:
                 torch.autograd.backward([o for o, _ in kept], [g for _, g in kept])
-        return StepLoss(backward.loss, backward.answer_tokens)
+        return StepLoss(backward.loss, backward.answer_tokens, *sizes)
 
     def checkpoint(self, step: int) -> None:
         """Have the server write its half at `step`; returns when it has."""
@@ -123,6 +134,7 @@ class ClientSession:
         """Features (B, M, Dv) and questions -> answers, one token id a sequence at a time."""
         was_training = self.model.training
         self.model.eval()
+        self._use({"image": self._seam.image.asked, "text": self._seam.text.asked if self._seam.text else 0})
         try:
             with self._precision():
                 image, prompt = self.model.image(features), self.model.text(text)
@@ -144,34 +156,57 @@ class ClientSession:
         for name, quantized in codes.items():
             if quantized is None:
                 continue
-            statistics = _message(getattr(self.model, f"{name}_quantizer").statistics())
-            if statistics is not None and statistics != self._told.get(name):
-                getattr(news, name).CopyFrom(statistics)
-                self._told[name] = statistics
-            codec = entropy_codec(self._seam, name)
-            renewed = self._fits[name].renewed(codec, codec.counts(quantized.levels)) if codec is not None else None
+            for parts in _statistics(getattr(self.model, f"{name}_quantizer")):
+                if any(self._told[name].get(part) != raw for part, raw in parts.items()):
+                    self._told[name] |= parts
+                    getattr(news, name).MergeFrom(pb.Statistics(**parts))
+            rate = self._rates[name]
+            codec = entropy_codec(self._seam, name, rate)
+            renewed = codec and self._fits[name, rate].renewed(codec, codec.counts(quantized.levels))
             if renewed is not None:
                 tables = renewed.table_bytes()
-                getattr(news, name).tables = tables
-                keep_tables(self.model, name, tables)
-                self._seam = with_tables(self._seam, name, tables)
+                getattr(news, name).MergeFrom(pb.Statistics(tables=tables, rate=rate))
+                keep_tables(self.model, name, tables, rate)
+                self._seam = with_tables(self._seam, name, tables, rate)
         return news
 
+    def _use(self, rates: dict[str, int]) -> None:
+        """Have each modality quantized and coded at a rate."""
+        self._rates = rates
+        for name, rate in rates.items():
+            if entropy_codec(self._seam, name) is not None:
+                use_rate(self.model, self._seam, name, rate)
+
+    def _sizes(self, coded: Mapping[str, tuple[Quantized | None, pb.Coded]]) -> tuple[int, float]:
+        """Bytes of entropy-coded payloads, and what the tables in use say of them."""
+        size, predicted = 0, 0.0
+        for name, (quantized, message) in coded.items():
+            codec = entropy_codec(self._seam, name, self._rates[name])
+            if quantized is not None and codec is not None:
+                size += len(message.payload)
+                predicted += codec.bits(codec.counts(quantized.levels)) / 8
+        return size, predicted
+
     def _image(self, image: Quantized) -> pb.Coded:
-        return encode(self._seam.image.up, image.levels)
+        return encode(self._seam.image.rates[self._rates["image"]], image.levels, rate=self._rates["image"])
 
     def _text(self, text: TextBatch, prompt: Quantized | None) -> pb.Text:
         codes = None
         if self._seam.text is not None and prompt is not None:
-            codes = encode(self._seam.text.up, prompt.levels)
+            rate = self._rates["text"]
+            codes = encode(self._seam.text.rates[rate], prompt.levels, rate=rate)
         return text_message(text, self._vocabulary, codes)
 
     def _precision(self) -> AbstractContextManager[object]:
         return torch.autocast(next(self.model.parameters()).device.type, torch.bfloat16, enabled=self._autocast)
 
 
-def _message(statistics: tuple[Tensor, Tensor] | None) -> pb.Statistics | None:
-    if statistics is None:
-        return None
-    mean, std = (np.ascontiguousarray(t.cpu().numpy(), "<f4").tobytes() for t in statistics)
-    return pb.Statistics(mean=mean, std=std)
+def _statistics(quantizer: Quantizer) -> list[dict[str, Any]]:
+    """What the server must know of a quantizer, as it travels; what belongs together."""
+    parts, statistics, rotation = [], quantizer.statistics(), quantizer.rotation()
+    if statistics is not None:
+        mean, std = (np.ascontiguousarray(t.cpu().numpy(), "<f4").tobytes() for t in statistics)
+        parts.append({"mean": mean, "std": std})
+    if rotation is not None:
+        parts.append({"rotation": rotation.cpu().numpy().tobytes()})
+    return parts

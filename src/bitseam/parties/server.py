@@ -148,8 +148,10 @@ class ServerSession:
         for name in MODALITIES:
             news, projection = getattr(message, name), getattr(party.model, f"{name}_projection")
             if news.tables:
-                party.seam = with_tables(party.seam, name, news.tables)
-                keep_tables(party.model, name, news.tables)
+                party.seam = with_tables(party.seam, name, news.tables, news.rate)
+                keep_tables(party.model, name, news.tables, news.rate)
+            if news.rotation and isinstance(projection, LevelProjection):
+                projection.rotate(torch.from_numpy(np.frombuffer(news.rotation, np.int8).copy()))
             if news.mean and isinstance(projection, LevelProjection):
                 mean, std = (torch.from_numpy(np.frombuffer(raw, "<f4").copy()) for raw in (news.mean, news.std))
                 projection.calibrate(mean, std)
@@ -160,11 +162,13 @@ class ServerSession:
         tokens = message.image.shape[1] if len(message.image.shape) == 3 else 0
         agreed = party.recipe.seam
         due = (int(text.image[-1]) + 1, tokens, channels(agreed.image_up, agreed.width))
-        image = decode(seam.image.up, message.image, due, "image codes", party.device)
+        codec = seam.image.at(message.image.rate, "image codes")
+        image = decode(codec, message.image, due, "image codes", party.device)
         prompt = None
         if seam.text is not None:
             rows = (int((~text.answers).sum()), channels(agreed.text_up, agreed.width))
-            prompt = decode(seam.text.up, message.text.codes, rows, "text codes", party.device)
+            codec = seam.text.at(message.text.codes.rate, "text codes")
+            prompt = decode(codec, message.text.codes, rows, "text codes", party.device)
         elif message.text.HasField("codes"):
             raise CodecError("text codes: the prompt was agreed to cross as ids")
         return text, image, prompt

@@ -19,4 +19,5 @@ class Limits:
     text: int = 4096  # characters of a term or a reason
     channels: int = 65536
     tables: int = 2**21  # bytes of frequencies: 4096 groups of 256 levels
+    rotation: int = 2**24  # bytes of directions: 4096 channels
     new_tokens: int = 4096
