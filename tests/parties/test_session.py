@@ -303,7 +303,7 @@ def test_one_model_answers_at_each_of_its_rates(tiny: Tiny, tmp_path: Path) -> N
     recipe = make_recipe(tiny, seam__image_up=up, train__steps=6, train__checkpoint_every=6, out=str(tmp_path))
     with pair(recipe) as split:
         saved = train(split.client, recipe, split.party.run, batches(recipe, split.client), tmp_path)
-        features, text = batches(recipe, split.client)(0)
+        features, _ = batches(recipe, split.client)(0)
     sizes = []
     for rate in (0, 1):
         asked = replace(recipe, seam=replace(recipe.seam, image_up=replace(recipe.seam.image_up, rate=rate)))
