@@ -35,11 +35,11 @@ BASE = (
     "seam.image_up.quantizer=rate-fsq",
     "seam.image_up.coding=entropy",
     "seam.image_up.levels=31",
-    "seam.image_up.clip=30",  # a step of two deviations
+    "seam.image_up.clip=15",  # a step of one deviation
     "seam.image_up.groups=32",
-    "seam.image_up.distortion_weight=0.05",
+    "seam.image_up.distortion_weight=0.01",
 )
-POINTS = {"learned rate": BASE, "several rates": (*BASE, "seam.image_up.rates=[1, 0.5, 2]")}
+POINTS = {"learned rate": BASE, "several rates": (*BASE, "seam.image_up.rates=[1, 2, 3]")}
 FIXED = "fixed 2 bits"
 PART = 100  # steps
 
