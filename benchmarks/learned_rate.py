@@ -34,12 +34,12 @@ from bitseam.data.rows import read_rows
 BASE = (
     "seam.image_up.quantizer=rate-fsq",
     "seam.image_up.coding=entropy",
-    "seam.image_up.levels=31",
-    "seam.image_up.clip=15",  # a step of one deviation
+    "seam.image_up.levels=21",
+    "seam.image_up.clip=25",  # a step of two and a half deviations
     "seam.image_up.groups=32",
     "seam.image_up.distortion_weight=0.01",
 )
-POINTS = {"learned rate": BASE, "several rates": (*BASE, "seam.image_up.rates=[1, 2, 3]")}
+POINTS = {"learned rate": BASE, "several rates": (*BASE, "seam.image_up.rates=[1, 0.6, 1.6]")}
 FIXED = "fixed 2 bits"
 PART = 100  # steps
 

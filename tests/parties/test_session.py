@@ -21,6 +21,7 @@ from bitseam.parties.client import ClientSession
 from bitseam.parties.optimise import Stepper
 from bitseam.parties.seam import build_seam, terms
 from bitseam.parties.server import ServerParty, ServerSession
+from bitseam.parties.tables import use_rate
 from bitseam.parties.text import Prompter, TextBatch
 from bitseam.serve.server import build_party
 from bitseam.train import train
@@ -296,6 +297,18 @@ def test_predicted_bytes_are_those_on_the_wire(tiny: Tiny) -> None:
             assert part.predicted_bytes == pytest.approx(part.coded_bytes, rel=0.02)
         assert len({codec.tables for codec in split.party.seam.image.rates}) == 2  # each rate has been drawn
         assert max(part.coded_bytes for part in parts) > 1.5 * min(part.coded_bytes for part in parts)
+
+
+def test_levels_of_each_rate_cross_unchanged(tiny: Tiny) -> None:
+    recipe = make_recipe(tiny, seam__image_up=RATE | {"rates": (1, 0.5, 4)})
+    model, seam = build_client(recipe, str).eval(), build_seam(recipe.seam)
+    features = torch.randn(8, 4, model.vision.tower.width, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        model.image_quantizer.calibrate(model.vision(features))
+        for rate, codec in enumerate(seam.image.rates):
+            use_rate(model, seam, "image", rate)
+            levels = model.image(features).levels
+            assert torch.equal(codec.decode(codec.encode(levels), levels.shape), levels)
 
 
 def test_one_model_answers_at_each_of_its_rates(tiny: Tiny, tmp_path: Path) -> None:
