@@ -54,7 +54,7 @@ class ClientSession:
         self._vocabulary = vocabulary
         self._autocast = autocast == "bf16"
         self._told: dict[str, dict[str, Any]] = {name: {} for name in MODALITIES}  # statistics that the server has
-        self._rates = dict.fromkeys(MODALITIES, 0)  # in use
+        self._rates: dict[str, int] = {}  # in use
         self.watch = Stopwatch()
 
     def __enter__(self) -> ClientSession:
@@ -79,7 +79,7 @@ class ClientSession:
             if model.text_quantizer is not None:
                 model.text_quantizer.calibrate(model.prompt_features(text))
             model.eval()  # what is coded here is not counted again
-            self._use(dict.fromkeys(MODALITIES, 0))
+            self._use(dict.fromkeys(self._seam.links(), 0))
             codes = {"image": model.image(features), "text": model.text(text)}
         self._fits = {key: Fit(lost=math.inf) for key in self._fits}
         self._peer.exchange(self._news(codes), pb.Ack)
@@ -90,10 +90,8 @@ class ClientSession:
         features: (B, M, Dv); weight: of the quantizers' distortion in the loss.
         """
         self.model.train()
-        # One rate for each micro-batch, the same when it is repeated.
-        drawn = np.random.default_rng((step, micro))
-        links = {"image": self._seam.image, "text": self._seam.text or self._seam.image}
-        self._use({name: int(drawn.integers(len(links[name].rates))) for name in MODALITIES})
+        drawn = np.random.default_rng((step, micro))  # the same rates when a step is taken again
+        self._use({name: int(drawn.integers(len(link.rates))) for name, link in self._seam.links().items()})
         with self.watch("client forward"), self._precision():
             image, prompt = self.model.image(features), self.model.text(text)
         with self.watch("encode"):
@@ -134,7 +132,7 @@ class ClientSession:
         """Features (B, M, Dv) and questions -> answers, one token id a sequence at a time."""
         was_training = self.model.training
         self.model.eval()
-        self._use({"image": self._seam.image.asked, "text": self._seam.text.asked if self._seam.text else 0})
+        self._use({name: link.asked for name, link in self._seam.links().items()})
         try:
             with self._precision():
                 image, prompt = self.model.image(features), self.model.text(text)
@@ -160,7 +158,7 @@ class ClientSession:
                 if any(self._told[name].get(part) != raw for part, raw in parts.items()):
                     self._told[name] |= parts
                     getattr(news, name).MergeFrom(pb.Statistics(**parts))
-            rate = self._rates[name]
+            rate = self._rates.get(name, 0)
             codec = entropy_codec(self._seam, name, rate)
             renewed = codec and self._fits[name, rate].renewed(codec, codec.counts(quantized.levels))
             if renewed is not None:
@@ -174,14 +172,13 @@ class ClientSession:
         """Have each modality quantized and coded at a rate."""
         self._rates = rates
         for name, rate in rates.items():
-            if entropy_codec(self._seam, name) is not None:
-                use_rate(self.model, self._seam, name, rate)
+            use_rate(self.model, self._seam, name, rate)
 
     def _sizes(self, coded: Mapping[str, tuple[Quantized | None, pb.Coded]]) -> tuple[int, float]:
         """Bytes of entropy-coded payloads, and what the tables in use say of them."""
         size, predicted = 0, 0.0
         for name, (quantized, message) in coded.items():
-            codec = entropy_codec(self._seam, name, self._rates[name])
+            codec = entropy_codec(self._seam, name, self._rates.get(name, 0))
             if quantized is not None and codec is not None:
                 size += len(message.payload)
                 predicted += codec.bits(codec.counts(quantized.levels)) / 8

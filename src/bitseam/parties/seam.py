@@ -65,8 +65,12 @@ class Seam:
 
     def codec_ids(self) -> dict[str, str]:
         """ "up.image" -> codec id, for the ledger."""
-        links = {"image": self.image} | ({"text": self.text} if self.text else {})
+        links = self.links()
         return {f"{way}.{name}": getattr(link, way).codec_id for name, link in links.items() for way in ("up", "down")}
+
+    def links(self) -> dict[str, Link]:
+        """Each modality's that crosses as codes."""
+        return {"image": self.image} | ({"text": self.text} if self.text else {})
 
 
 def build_seam(seam: config.Seam) -> Seam:
@@ -108,7 +112,6 @@ def terms(recipe: config.Recipe, vocabulary: int, tokenizer: str, weights: str, 
     tokenizer: its fingerprint. weights: which pair of halves these are (`bitseam.parties.checkpoint.Identity`).
     """
     seam = build_seam(recipe.seam)
-    links = {"image": seam.image} | ({"text": seam.text} if seam.text else {})
     agreed = {
         "model.vision": recipe.client.checkpoint,
         "model.language": recipe.server.checkpoint,
@@ -119,7 +122,7 @@ def terms(recipe: config.Recipe, vocabulary: int, tokenizer: str, weights: str, 
         "text.tokenizer": tokenizer,
         "text.vocabulary": str(vocabulary),
     }
-    for name, link in links.items():
+    for name, link in seam.links().items():
         for number, codec in enumerate(link.rates):
             agreed[f"codec.{name}.up" + f".{number}" * (number > 0)] = canonical(codec.config())
         agreed[f"codec.{name}.down"] = canonical(link.down.config())
