@@ -32,10 +32,10 @@ from bitseam.data.rows import Row, open_image, read_rows
 from bitseam.evals import evaluate
 from bitseam.parties.checkpoint import load_client, newest
 from bitseam.parties.client import ClientSession
+from bitseam.parties.party import ServerParty
 from bitseam.parties.seam import build_seam, terms
 from bitseam.parties.server import ServerSession
 from bitseam.parties.text import Prompter
-from bitseam.serve.server import build_party
 from bitseam.transport import memory_pair
 
 RATES = {16: 2.51, 8: 2.05, 4: 1.5, 3: 1.22, 2: 0.8}  # levels: clip
@@ -76,14 +76,14 @@ def at(levels: int, recipe: config.Recipe, run: Path, tests: Sequence[Row], imag
 
 def ask(recipe: config.Recipe, run: Path, tests: Sequence[Row]) -> tuple[int, dict]:
     """Put the test questions to the trained halves in `run`: bytes of image codes in all, and scores by task."""
-    party = build_party(recipe, locate, newest(run, "server"))
+    party = ServerParty(recipe, locate, newest(run, "server"))
     model, _, identity = load_client(newest(run, "client"), locate, recipe.seam)
     prompter = Prompter(recipe.text, locate)
     ours, theirs = memory_pair()
     server = threading.Thread(target=ServerSession(party, theirs).run)
     server.start()
-    with ClientSession(model, build_seam(recipe.seam), ours, prompter.vocabulary) as session:
-        session.open(terms(recipe, prompter.vocabulary, prompter.fingerprint, str(identity), False), False)
+    with ClientSession(model, build_seam(recipe.seam), lambda: ours, prompter.vocabulary) as session:
+        session.open(terms(recipe, prompter.vocabulary, prompter.fingerprint, str(identity)), training=False)
         features = StoredFeatures(model.vision, asdict(recipe.client), tests, cache_folder() / "features")
         result = evaluate(session, prompter, tests, features.of)
     server.join()

@@ -90,8 +90,8 @@ def measure(recipe: config.Recipe, rounds: int, steps: int) -> dict:
     tower = client.vision.tower
     features = torch.randn(images[-1] + 1, tower.tokens, tower.width, generator=torch.Generator().manual_seed(0))
     steppers = (
-        Stepper(client.parameters(), recipe.client.rate, recipe.train),
-        Stepper(server.parameters(), recipe.server.rate, recipe.train),
+        Stepper(client, recipe.client.rate, recipe.train),
+        Stepper(server, recipe.server.rate, recipe.train),
     )
 
     def unsplit() -> None:
@@ -102,7 +102,7 @@ def measure(recipe: config.Recipe, rounds: int, steps: int) -> dict:
     with open_party(recipe, locate, None, training=True) as party:
         session = party.session
         session.calibrate(features, text)
-        stepper = Stepper(session.model.parameters(), recipe.client.rate, recipe.train)
+        stepper = Stepper(session.model, recipe.client.rate, recipe.train)
         parts: list[dict[str, float]] = []
         done = 0
 

@@ -176,6 +176,7 @@ class Network:
 
     address: str = "localhost:50051"
     certificates: str = "certs"
+    patience: Annotated[float, Field(ge=0, le=1e6)] = 600.0  # seconds that a client goes on trying to reach its server
 
 
 @dataclass(frozen=True, config=_strict)

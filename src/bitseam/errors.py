@@ -18,7 +18,8 @@
     `-- TransportError       the way between the parties
         |-- AddressInUseError    the port is taken
         |-- UntrustedError       a certificate that the other side does not know
-        `-- PeerGoneError        the peer went away
+        |-- PeerGoneError        the peer went away
+        `-- SessionLostError     the peer came back, but at an earlier step
 
 The command line prints the message of any of them, without a traceback, and exits with status 1.
 """
@@ -98,3 +99,7 @@ class UntrustedError(TransportError):
 
 class PeerGoneError(TransportError):
     """The peer went away."""
+
+
+class SessionLostError(TransportError):
+    """The peer came back without memory of the session: both go on from the last checkpoint that both have."""

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -169,29 +170,78 @@ def test_train_ask_and_merge(work: Work) -> None:
         assert "cats" in output
 
 
-def test_a_client_killed_in_a_step_stops_the_server_with_its_checkpoint_intact(work: Work) -> None:
-    with work.server("--set", "train.steps=100000") as server:
-        client = work.start("train", str(work.recipe), "--set", "train.steps=100000")
-        wait_for(lambda: work.steps("client"), server, client)
-        client.kill()
-        client.communicate()
-        status, output = ended(server)
-        assert status == 1, output
-        assert "training stopped after step" in output
-        assert "went away" in output
-        read_config(work.folder / "run/server" / f"step-{work.steps('server')[-1]:06d}")
+def finals(work: Work) -> dict[str, bytes]:
+    """Every file of tensors in the last checkpoints of both sides."""
+    folders = [work.folder / "run" / side / f"step-{work.steps(side)[-1]:06d}" for side in ("client", "server")]
+    files = sorted(path for folder in folders for path in folder.rglob("*.safetensors"))
+    return {str(path.relative_to(work.folder / "run")): path.read_bytes() for path in files}
 
 
-def test_a_server_killed_in_a_step_stops_the_client_with_its_checkpoint_intact(work: Work) -> None:
-    with work.server("--set", "train.steps=100000") as server:
-        client = work.start("train", str(work.recipe), "--set", "train.steps=100000")
-        wait_for(lambda: work.steps("client"), server, client)
+LONG = ("--set", "train.steps=60", "--set", "train.checkpoint_every=10", "--set", "server.tune=lora")
+
+
+def test_both_sides_killed_and_started_again_end_with_the_same_weights(work: Work) -> None:
+    dropout = (*LONG, "--set", "server.lora.dropout=0.2")
+    with work.server(*dropout):
+        status, output = work.run("train", str(work.recipe), *dropout)
+        assert status == 0, output
+    undisturbed = finals(work)
+    assert any("training" in name for name in undisturbed)
+    (work.folder / "run").rename(work.folder / "undisturbed")
+    with work.server(*dropout) as server:
+        client = work.start("train", str(work.recipe), *dropout)
+        wait_for(lambda: work.steps("client")[-1:] >= [10], server, client)
         server.kill()
-        status, output = ended(client)
-        assert status == 1, output
-        assert "training stopped in step" in output
-        assert "went away" in output
-        read_config(work.folder / "run/client" / f"step-{work.steps('client')[-1]:06d}")
+        server.wait()
+        with work.server(*dropout) as server:  # the client waits for it, and both go back
+            wait_for(lambda: work.steps("client")[-1:] >= [30], server, client)
+            client.kill()
+            told = ended(client)[1]
+            assert "the link broke" in told
+            assert "trying again in" in told
+            status, output = work.run("train", str(work.recipe), *dropout)
+            assert status == 0, output
+            assert "going on from" in output
+    assert finals(work) == undisturbed
+    log = [json.loads(line) for line in (work.folder / "run/client/log.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in log] == list(range(1, 61))
+    assert all(later["up_bytes"] > row["up_bytes"] for row, later in pairwise(log))
+
+
+def test_a_server_told_to_stop_ends_the_step_with_both_halves_written(work: Work) -> None:
+    options = ("--set", "train.steps=100000", "--set", "train.checkpoint_every=50000")
+    with work.server(*options) as server:
+        client = work.start("train", str(work.recipe), *options)
+        log = work.folder / "run/client/log.jsonl"
+        wait_for(lambda: log.exists() and len(log.read_text().splitlines()) > 3, server, client)
+        server.send_signal(signal.SIGTERM)
+        status, output = ended(server)
+        assert status == 0, output
+        step = work.steps("server")[-1]
+        assert step > 0
+        assert client.poll() is None  # it waits for a server
+        assert work.steps("client")[-1] == step
+        with work.server(*options) as server:
+            wait_for(lambda: json.loads(log.read_text().splitlines()[-2])["step"] > step + 3, server, client)
+            client.kill()
+            output = flat(ended(client)[1])
+            assert "the link broke: the server is" in output, output
+            assert "going back" not in output
+
+
+def test_a_folder_of_another_recipe_or_of_another_run_is_refused(work: Work) -> None:
+    with work.server():
+        assert work.run("train", str(work.recipe))[0] == 0
+    for words in (("serve",), ("train",)):
+        status, output = work.run(*words, str(work.recipe), "--set", "train.steps=8", "--set", "server.rate=0.5")
+        assert status == 1
+        assert "train.steps was 6 and is 8" in output
+        assert "server.rate was 0.0002 and is 0.5" in output
+    (work.folder / "run/server").rename(work.folder / "elsewhere")
+    with work.server():
+        status, output = work.run("train", str(work.recipe))
+        assert status == 1
+        assert "begin anew with empty folders on both sides" in output
 
 
 def test_codecs_that_differ_are_named_on_both_sides(work: Work) -> None:
@@ -258,7 +308,8 @@ def test_bad_input_is_named_on_both_sides(work: Work, fault: str, complaint: str
         assert status == 1
         assert complaint in output
         if fault == "image":  # found in the middle of a session
+            server.send_signal(signal.SIGTERM)
             status, output = ended(server)
-            assert status == 1
+            assert status == 0
             assert "the client stopped" in output
             assert "3.png" in output

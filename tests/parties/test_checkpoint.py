@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from bitseam.parties.checkpoint import (
     Identity,
     build_client,
     build_server,
+    folder_of,
+    held,
     load_client,
     load_server,
     newest,
@@ -155,3 +158,33 @@ def test_damaged_checkpoints_are_named(tiny: Tiny, tmp_path: Path, damage: str) 
 def test_no_checkpoint_is_said(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="no checkpoint there; train first"):
         newest(tmp_path, "client")
+
+
+@pytest.mark.parametrize("at", ["rmtree", "replace"])
+def test_a_process_killed_while_it_writes_leaves_whole_checkpoints_alone(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: str
+) -> None:
+    recipe = make_recipe(tiny, out=str(tmp_path))
+    model = build_client(recipe, str)
+    for step in (1, 2):
+        save_client(model, recipe, Identity("ab", step), tmp_path)
+
+    class Killed(BaseException):
+        pass
+
+    def killed(path: object, *_: object, **__: object) -> None:
+        for file in list(Path(str(path)).rglob("*"))[:1]:
+            file.unlink()  # half done
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil if at == "rmtree" else os, at, killed)
+        with pytest.raises(Killed):
+            save_client(model, recipe, Identity("ab", 3), tmp_path)
+    run, steps = held(recipe, "client")
+    assert run == "ab"
+    assert set(steps) >= {2}
+    for step in steps:
+        load_client(folder_of(tmp_path, "client", step), str)
+    save_client(model, recipe, Identity("ab", 4), tmp_path)
+    assert not list((tmp_path / "client").glob(".partial-*"))

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +17,15 @@ from torch import Tensor
 
 from bitseam import config
 from bitseam.errors import BitseamError, NonFiniteError, PeerGoneError, RefusedError
-from bitseam.parties.checkpoint import build_client, load_client, newest
+from bitseam.parties.checkpoint import build_client, build_server, held, load_client, newest
 from bitseam.parties.client import ClientSession
 from bitseam.parties.optimise import Stepper
+from bitseam.parties.party import ServerParty
 from bitseam.parties.seam import build_seam, terms
-from bitseam.parties.server import ServerParty, ServerSession
-from bitseam.parties.tables import use_rate
+from bitseam.parties.server import ServerSession
 from bitseam.parties.text import Prompter, TextBatch
-from bitseam.serve.server import build_party
 from bitseam.train import train
-from bitseam.transport import memory_pair
+from bitseam.transport import Channel, memory_pair
 from bitseam.wire import messages_pb2 as pb
 
 IDENTITY = {"seam__image_up__quantizer": "fp32", "seam__image_down__codec": "fp32"}
@@ -39,38 +39,44 @@ ANSWERS = ["yes", "a red cat", "no", "blue"]
 class Pair:
     client: ClientSession
     party: ServerParty
-    session: ServerSession
-    failure: list[BaseException]
+    sessions: list[ServerSession]
+    failures: list[BaseException]
 
 
 @contextmanager
 def pair(recipe: config.Recipe, **told: str) -> Iterator[Pair]:
-    """A client session with its server in a thread; `told` overrides terms that the client tells."""
-    torch.manual_seed(7)
-    party = build_party(recipe, str)
+    """A client session with its server in threads, one a connection; `told` overrides terms that the client tells."""
+    party = ServerParty(recipe, str)
     model = build_client(recipe, str)
-    left, right = memory_pair()
-    session, failure = ServerSession(party, right), []
+    sessions: list[ServerSession] = []
+    failures: list[BaseException] = []
+    threads: list[threading.Thread] = []
 
-    def run() -> None:
+    def serve(session: ServerSession, channel: Channel) -> None:
         try:
             session.run()
         except BitseamError as error:
-            failure.append(error)
+            failures.append(error)
         finally:
-            right.close()
+            channel.close()
 
-    thread = threading.Thread(target=run)
-    thread.start()
+    def dial() -> Channel:
+        left, right = memory_pair()
+        sessions.append(ServerSession(party, right))
+        threads.append(threading.Thread(target=serve, args=(sessions[-1], right)))
+        threads[-1].start()
+        return left
+
     prompter = Prompter(recipe.text)
-    agreed = terms(recipe, prompter.vocabulary, prompter.fingerprint, "fresh", training=True) | told
+    agreed = terms(recipe, prompter.vocabulary, prompter.fingerprint, None) | told
     try:
-        with ClientSession(model, build_seam(recipe.seam), left, prompter.vocabulary) as client:
-            client.open({k: v for k, v in agreed.items() if v}, training=True)
-            yield Pair(client, party, session, failure)
+        with ClientSession(model, build_seam(recipe.seam), dial, prompter.vocabulary, patience=30) as client:
+            client.open({k: v for k, v in agreed.items() if v}, True, partial(held, recipe, "client"))
+            yield Pair(client, party, sessions, failures)
     finally:
-        thread.join(timeout=30)
-        assert not thread.is_alive()
+        for thread in threads:
+            thread.join(timeout=30)
+            assert not thread.is_alive()
 
 
 def batches(recipe: config.Recipe, client: ClientSession) -> Callable[[int], tuple[Tensor, TextBatch]]:
@@ -94,17 +100,17 @@ def weights(module: torch.nn.Module) -> dict[str, Tensor]:
 def test_identity_split_training_is_unsplit_training(tiny: Tiny, tmp_path: Path) -> None:
     recipe = make_recipe(tiny, **IDENTITY, out=str(tmp_path))
     with pair(recipe) as split:
-        train(split.client, recipe, split.party.run, batches(recipe, split.client), tmp_path)
+        train(split.client, recipe, batches(recipe, split.client))
         trained = weights(split.client.model) | weights(split.party.model)
 
-    torch.manual_seed(7)
-    server = build_party(recipe, str).model
+    torch.manual_seed(recipe.seed)  # as the server does
+    server = build_server(recipe, str)
     client = build_client(recipe, str)
     steppers = [
-        Stepper(client.parameters(), recipe.client.rate, recipe.train),
-        Stepper(server.parameters(), recipe.server.rate, recipe.train),
+        Stepper(client, recipe.client.rate, recipe.train),
+        Stepper(server, recipe.server.rate, recipe.train),
     ]
-    fresh = ClientSession(client, build_seam(recipe.seam), memory_pair()[0], 17)
+    fresh = ClientSession(client, build_seam(recipe.seam), lambda: memory_pair()[0], 17)
     draw = batches(recipe, fresh)
     client.vision.calibrate(torch.cat([draw(i)[0] for i in range(recipe.train.calibrate)]))
     for step in range(recipe.train.steps):
@@ -124,8 +130,9 @@ def test_accumulated_micro_batches_are_one_large_batch(tiny: Tiny, tmp_path: Pat
         changes = {"train__batch": batch, "train__accumulate": accumulate, "train__calibrate": 2 * accumulate}
         recipe = make_recipe(tiny, **IDENTITY, **changes, train__steps=2)
         out = tmp_path / str(batch)
-        with pair(replace(recipe, out=str(out))) as split:
-            train(split.client, recipe, split.party.run, batches(recipe, split.client), out)
+        recipe = replace(recipe, out=str(out))
+        with pair(recipe) as split:
+            train(split.client, recipe, batches(recipe, split.client))
             ended.append(weights(split.client.model) | weights(split.party.model))
     for name in ended[0]:
         torch.testing.assert_close(ended[0][name], ended[1][name], rtol=1e-4, atol=1e-6)
@@ -170,7 +177,7 @@ def test_every_kind_of_seam_learns(tiny: Tiny, tmp_path: Path, seam: dict[str, A
     losses: list[float] = []
     with pair(recipe) as split:
         split.party.on_step = lambda report: losses.append(report.loss)
-        train(split.client, recipe, split.party.run, batches(recipe, split.client), tmp_path)
+        train(split.client, recipe, batches(recipe, split.client))
     assert len(losses) == 30
     assert sum(losses[-4:]) < 0.98 * sum(losses[:4]), losses
 
@@ -183,7 +190,7 @@ def test_both_sides_know_the_statistics_that_the_codes_were_made_with(tiny: Tiny
         features, tokens = batches(recipe, split.client)(0)
         split.client.calibrate(features, tokens)
         first = split.client.model.image_quantizer.statistics()
-        train(split.client, recipe, split.party.run, batches(recipe, split.client), tmp_path)
+        train(split.client, recipe, batches(recipe, split.client))
         client, server = split.client.model, split.party.model
         sides = [(client.image_quantizer, server.image_projection), (client.text_quantizer, server.text_projection)]
         for quantizer, projection in sides[: 1 if text == "ids" else 2]:
@@ -203,7 +210,7 @@ def test_a_fixed_projection_stays_as_it_starts(tiny: Tiny, tmp_path: Path, chann
         sides = [split.client.model.image_quantizer.project, split.party.model.image_projection]
         start = [side.weight.detach().clone() for side in sides]
         before = weights(split.client.model)
-        train(split.client, recipe, split.party.run, batches(recipe, split.client), tmp_path)
+        train(split.client, recipe, batches(recipe, split.client))
         assert all(torch.equal(side.weight, weight) for side, weight in zip(sides, start, strict=True))
         assert any(not torch.equal(before[name], weight) for name, weight in weights(split.client.model).items())
     torch.testing.assert_close(start[0] @ start[1], torch.eye(len(start[0])))  # the server undoes the client's
@@ -212,11 +219,11 @@ def test_a_fixed_projection_stays_as_it_starts(tiny: Tiny, tmp_path: Path, chann
 def test_ledger_counts_every_byte(tiny: Tiny, tmp_path: Path) -> None:
     recipe = make_recipe(tiny, seam__image_up__channels=16, out=str(tmp_path))
     with pair(recipe) as split:
-        train(split.client, recipe, split.party.run, batches(recipe, split.client), tmp_path)
-        sent, received = split.client.channel.socket_bytes() or (0, 0)
+        train(split.client, recipe, batches(recipe, split.client))
+        sent, received = split.client.socket_bytes() or (0, 0)
         mine = split.client.ledger
         assert (mine.total("up").bytes, mine.total("down").bytes) == (sent, received)
-        assert mine.total("up").bytes == split.session.ledger.total("up").bytes
+        assert mine.total("up").bytes == split.sessions[0].ledger.total("up").bytes
         image = mine.entries["up", "Forward", "image (uniform)"]
         tokens = split.client.model.vision.tokens
         assert image.messages == 4
@@ -227,9 +234,9 @@ def test_ledger_counts_every_byte(tiny: Tiny, tmp_path: Path) -> None:
 def test_tables_cross_once_and_are_kept_on_both_sides(tiny: Tiny, tmp_path: Path) -> None:
     recipe = make_recipe(tiny, **ENTROPY, out=str(tmp_path))
     with pair(recipe) as split:
-        saved = train(split.client, recipe, split.party.run, batches(recipe, split.client), tmp_path)
+        saved = train(split.client, recipe, batches(recipe, split.client))
         mine, codec = split.client.ledger, split.party.seam.image.up
-        assert mine.total("up").bytes == split.client.channel.socket_bytes()[0]
+        assert mine.total("up").bytes == split.client.socket_bytes()[0]
         assert mine.entries["up", "Calibrate", "rest"].messages == 1
         assert mine.entries["up", "Calibrate", "rest"].bytes > len(codec.table_bytes())
         image = mine.entries["up", "Forward", "image (entropy-uniform)"]
@@ -237,8 +244,8 @@ def test_tables_cross_once_and_are_kept_on_both_sides(tiny: Tiny, tmp_path: Path
     packed = recipe.train.steps * 2 * split.client.model.vision.tokens * 32 // 4
     assert image.bytes < packed + 4 * recipe.train.steps
     model, _, _ = load_client(saved, str)
-    again = ClientSession(model, build_seam(recipe.seam), memory_pair()[0], 17)
-    party = build_party(recipe, str, newest(tmp_path, "server"))
+    again = ClientSession(model, build_seam(recipe.seam), lambda: memory_pair()[0], 17)
+    party = ServerParty(recipe, str, newest(tmp_path, "server"))
     assert party.seam.image.up == again._seam.image.up == codec
 
 
@@ -273,89 +280,8 @@ def test_tables_are_sent_again_when_codes_have_drifted(tiny: Tiny) -> None:
 def test_tables_are_checked(tiny: Tiny, seam: dict[str, Any], calibration: dict[str, Any], complaint: str) -> None:
     with pytest.raises(RefusedError, match=complaint), pair(make_recipe(tiny, **seam)) as split:
         before = split.party.seam
-        split.client._peer.exchange(pb.Calibrate(**calibration), pb.Ack)
+        split.client._connection.exchange(pb.Calibrate(**calibration), pb.Ack)
     assert split.party.seam is before
-
-
-def test_predicted_bytes_are_those_on_the_wire(tiny: Tiny) -> None:
-    up = RATE | {"projection": "fixed", "rates": (1, 2.5), "distortion_weight": 0.05}
-    recipe = make_recipe(tiny, seam__image_up=up, client__rate=1e-2)
-    with pair(recipe) as split:
-        count, model = 96, split.client.model
-        pixels = torch.randn(count, 3, 56, 56, generator=torch.Generator().manual_seed(0))
-        features, text = model.vision.features(pixels), Prompter(recipe.text).batch(QUESTIONS * 24, ANSWERS * 24)
-        split.client.calibrate(features, text)
-        stepper, parts = Stepper(model.parameters(), recipe.client.rate, recipe.train), []
-        for step in range(1, 13):
-            part = split.client.step(step, 0, True, features, text, up["distortion_weight"])
-            parts.append(part)
-            stepper.step(part.answer_tokens)
-            assert split.party.seam.image.rates == split.client._seam.image.rates
-            assert torch.equal(model.image_quantizer.rotation(), split.party.model.image_projection.rotation)
-        assert sum(part.coded_bytes for part in parts) == split.client.ledger.coded_bytes("Forward", "image")
-        for part in parts:
-            assert part.predicted_bytes == pytest.approx(part.coded_bytes, rel=0.02)
-        assert len({codec.tables for codec in split.party.seam.image.rates}) == 2  # each rate has been drawn
-        assert max(part.coded_bytes for part in parts) > 1.5 * min(part.coded_bytes for part in parts)
-
-
-def test_levels_of_each_rate_cross_unchanged(tiny: Tiny) -> None:
-    recipe = make_recipe(tiny, seam__image_up=RATE | {"rates": (1, 0.5, 4)})
-    model, seam = build_client(recipe, str).eval(), build_seam(recipe.seam)
-    features = torch.randn(8, 4, model.vision.tower.width, generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        model.image_quantizer.calibrate(model.vision(features))
-        for rate, codec in enumerate(seam.image.rates):
-            use_rate(model, seam, "image", rate)
-            levels = model.image(features).levels
-            assert torch.equal(codec.decode(codec.encode(levels), levels.shape), levels)
-
-
-def test_one_model_answers_at_each_of_its_rates(tiny: Tiny, tmp_path: Path) -> None:
-    up = RATE | {"rates": (1, 4)}
-    recipe = make_recipe(tiny, seam__image_up=up, train__steps=6, train__checkpoint_every=6, out=str(tmp_path))
-    with pair(recipe) as split:
-        saved = train(split.client, recipe, split.party.run, batches(recipe, split.client), tmp_path)
-        features, _ = batches(recipe, split.client)(0)
-    sizes = []
-    for rate in (0, 1):
-        asked = replace(recipe, seam=replace(recipe.seam, image_up=replace(recipe.seam.image_up, rate=rate)))
-        model, _, identity = load_client(saved, str, asked.seam)
-        party = build_party(recipe, str, newest(tmp_path, "server"))  # the server need not be told beforehand
-        ours, theirs = memory_pair()
-        server = threading.Thread(target=ServerSession(party, theirs).run)
-        server.start()
-        prompter = Prompter(recipe.text)
-        with ClientSession(model, build_seam(asked.seam), ours, prompter.vocabulary) as client:
-            client.open(terms(asked, prompter.vocabulary, prompter.fingerprint, str(identity), False), False)
-            question = prompter.batch(QUESTIONS[:2])
-            assert list(client.ask(features, question, 3))
-            sizes.append(client.ledger.coded_bytes("Ask", "image"))
-        server.join()
-    assert sizes[1] < 0.8 * sizes[0]
-
-
-@pytest.mark.parametrize(
-    ("statistics", "complaint"),
-    [
-        (pb.Statistics(rotation=bytes(1023)), "rotation of 1023 numbers, not 1024"),
-        (pb.Statistics(tables=bytes(480), rate=2), "image: rate 2 where 2 were agreed"),
-        (pb.Statistics(tables=bytes(480), rate=1), "table 0"),
-    ],
-)
-def test_rates_and_rotations_are_checked(tiny: Tiny, statistics: pb.Statistics, complaint: str) -> None:
-    recipe = make_recipe(tiny, seam__image_up=RATE | {"rates": (1, 2)})
-    with pytest.raises(RefusedError, match=complaint), pair(recipe) as split:
-        split.client._peer.exchange(pb.Calibrate(image=statistics), pb.Ack)
-
-
-def test_a_rate_that_was_not_agreed_is_refused(tiny: Tiny) -> None:
-    with pytest.raises(RefusedError, match="image codes: rate 1 where 1 were agreed"), pair(make_recipe(tiny)) as split:
-        features, text = batches(make_recipe(tiny), split.client)(0)
-        split.client.calibrate(features, text)
-        image = split.client._seam.image
-        split.client._seam = replace(split.client._seam, image=replace(image, rates=image.rates * 2, asked=1))
-        list(split.client.ask(features, Prompter(make_recipe(tiny).text).batch(QUESTIONS[:2]), 3))
 
 
 def test_asking_gives_the_same_answers_alone_and_in_company(tiny: Tiny) -> None:
@@ -375,7 +301,6 @@ def test_asking_gives_the_same_answers_alone_and_in_company(tiny: Tiny) -> None:
     [
         ("codec.image.up", '{"id":"fp16"}'),
         ("text.tokenizer", "0123456789abcdef"),
-        ("model.weights", "feedbeef@7"),
         ("train.steps", "5"),
         ("seam.width", ""),
     ],
@@ -396,8 +321,8 @@ def test_nan_features_stop_both_sides_with_the_reason(tiny: Tiny) -> None:
         before = weights(split.party.model)
         features[0, 0, 0] = float("nan")
         split.client.step(1, 0, True, features, text, 0.25)
-    assert isinstance(split.failure[0], PeerGoneError)
-    assert "NonFiniteError" in str(split.failure[0])
+    assert isinstance(split.failures[0], PeerGoneError)
+    assert "NonFiniteError" in str(split.failures[0])
     after = weights(split.party.model)
     assert all(torch.equal(before[name], after[name]) for name in before)
 
@@ -408,7 +333,7 @@ def test_a_step_out_of_order_is_refused(tiny: Tiny) -> None:
         features, text = batches(recipe, split.client)(0)
         split.client.calibrate(features, text)
         split.client.step(9, 0, True, features, text, 0.25)
-    assert "step 9 where 1 is due" in str(split.failure[0])
+    assert "step 9 where 1 is due" in str(split.failures[0])
 
 
 def test_codes_of_another_shape_are_refused(tiny: Tiny) -> None:
@@ -434,5 +359,5 @@ def test_text_that_is_damaged_is_refused_by_name(tiny: Tiny) -> None:
     recipe = make_recipe(tiny)
     with pytest.raises(RefusedError, match="text: 0 bytes are not"), pair(recipe) as split:
         image = pb.Coded(shape=[1, 1, 1])
-        split.client._peer.exchange(pb.Forward(step=1, text=pb.Text(sequences=1), image=image), pb.Backward)
+        split.client._connection.exchange(pb.Forward(step=1, text=pb.Text(sequences=1), image=image), pb.Backward)
     assert split.party.step == 0

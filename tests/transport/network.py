@@ -41,7 +41,7 @@ class Net:
         return f"localhost:{listener.port}"
 
     def connect(self, address: str, tls: Tls | None = None) -> Channel:
-        channel = connect(address, tls, wait=5)
+        channel = connect(address, tls)
         self.channels.append(channel)
         return channel
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
@@ -34,7 +32,7 @@ if role == "server":
     print(listener.port, flush=True)
     time.sleep(60)
 else:
-    channel = connect(address, tls, wait=20)
+    channel = connect(address, tls)
     echo(channel)
 """
 
@@ -128,27 +126,6 @@ def test_sessions_run_side_by_side_up_to_their_number(net: Net, held: Held) -> N
     assert held.arrived.empty()
 
 
-def test_a_client_waits_for_a_server_that_comes_later(net: Net, caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.INFO)
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        port = probe.getsockname()[1]
-
-    def come_later() -> None:
-        while "waiting for a server" not in caplog.text:
-            time.sleep(0.01)
-        listener = Listener(f"localhost:{port}", echo, None)
-        net.listeners.append(listener)
-        listener.start()
-
-    thread = threading.Thread(target=come_later)
-    thread.start()
-    channel = net.connect(f"localhost:{port}")
-    channel.send(b"x")
-    assert channel.receive(20) == b"x"
-    thread.join()
-
-
 def test_no_server(net: Net) -> None:
     with socket.socket() as taken:  # bound but not listening
         taken.bind(("127.0.0.1", 0))
@@ -175,7 +152,7 @@ def test_certificates_that_are_not_trusted(net: Net, held: Held, capfd: pytest.C
     }
     for complaint, tls in cases.items():
         with pytest.raises(UntrustedError, match=complaint):
-            connect(address, tls, wait=5)
+            connect(address, tls)
     deadline = time.monotonic() + 10
     told = ""
     while "unsupported certificate purpose" not in told and time.monotonic() < deadline:

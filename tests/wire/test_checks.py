@@ -124,6 +124,12 @@ LIMITS: list[tuple[str, int, Any, Any]] = [
         pb.Refuse(fault=1, differences=[DIFFERENCE] * 2),  # both sides' terms may differ
         pb.Refuse(fault=1, differences=[DIFFERENCE] * 3),
     ),
+    (
+        "checkpoints",
+        2,
+        pb.Hello(version=1, purpose=pb.ASK, steps=[1, 2]),
+        pb.Hello(version=1, purpose=1, steps=[1, 2, 3]),
+    ),
     ("channels", 3, statistics(3), statistics(4)),
     ("tables", 8, tables(8), tables(9)),
     ("rotation", 9, rotation(9), rotation(10)),

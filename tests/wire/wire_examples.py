@@ -16,7 +16,10 @@ GOLDEN: dict[type[Any], tuple[Any, str]] = {
         pb.Hello(version=1, purpose=pb.TRAIN, terms={"seam.width": "32", "codec": "{}"}),
         "0a23080110011a0b0a05636f64656312027b7d1a100a0a7365616d2e776964746812023332",
     ),
-    pb.Welcome: (pb.Welcome(session=bytes(range(16)), step=300), "12150a10000102030405060708090a0b0c0d0e0f10ac02"),
+    pb.Welcome: (
+        pb.Welcome(session=bytes(range(16)), run=bytes(range(16, 32)), step=300, resumed=True),
+        "12290a10000102030405060708090a0b0c0d0e0f1210101112131415161718191a1b1c1d1e1f18ac022001",
+    ),
     pb.Refuse: (
         pb.Refuse(fault=pb.TERMS_DIFFER, reason="no", differences=[DIFFERENCE]),
         "1a11080112026e6f1a090a01661201311a0132",

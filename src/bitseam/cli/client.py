@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -20,9 +21,9 @@ from bitseam.data.assets import cache_folder
 from bitseam.data.batches import Batches
 from bitseam.data.features import Features, LiveFeatures, StoredFeatures
 from bitseam.data.rows import Row, open_image, read_rows
-from bitseam.errors import ConfigError, RefusedError
+from bitseam.errors import ConfigError
 from bitseam.evals import evaluate, wilson
-from bitseam.parties.checkpoint import Identity, Locate, build_client, load_client, newest
+from bitseam.parties.checkpoint import Identity, Locate, build_client, held, load_client, newest
 from bitseam.parties.client import ClientSession
 from bitseam.parties.device import choose_device
 from bitseam.parties.ledger import Ledger
@@ -33,7 +34,6 @@ from bitseam.parties.text import Prompter
 from bitseam.train import train
 from bitseam.transport import Tls, connect
 
-_WAIT = 600.0  # seconds that a client waits for its server to come up
 stdout = Console()
 
 
@@ -44,7 +44,6 @@ class Party:
     model: ClientModel
     prompter: Prompter
     session: ClientSession
-    run: str
 
 
 @contextmanager
@@ -59,28 +58,28 @@ def open_party(recipe: config.Recipe, locate: Locate, checkpoint: Path | None, t
     model.to(choose_device(recipe.device))
     prompter = Prompter(recipe.text, locate)
     tls = Tls.from_folder(recipe.network.certificates, "client") if recipe.network.certificates else None
-    channel = connect(recipe.network.address, tls, wait=_WAIT)
-    seam = build_seam(recipe.seam)
-    with ClientSession(model, seam, channel, prompter.vocabulary, recipe.train.autocast) as session:
-        agreed = terms(recipe, prompter.vocabulary, prompter.fingerprint, str(identity), training)
-        welcome = session.open(agreed, training)
-        if training and welcome.step:
-            raise RefusedError(f"the server stands at step {welcome.step}: start it anew for a new run")
-        yield Party(model, prompter, session, welcome.session.hex())
+    dial = partial(connect, recipe.network.address, tls)
+    seam, patience = build_seam(recipe.seam), recipe.network.patience
+    with ClientSession(model, seam, dial, prompter.vocabulary, recipe.train.autocast, patience) as session:
+        agreed = terms(recipe, prompter.vocabulary, prompter.fingerprint, None if training else str(identity))
+        session.open(agreed, training, partial(held, recipe, "client"))
+        yield Party(model, prompter, session)
 
 
 def run_training(recipe: config.Recipe, locate: Locate) -> None:
-    """`bitseam train`: train, evaluate on the test file if there is one, write OUT/client/summary.json."""
+    """`bitseam train`: train, or go on where OUT/client ends; evaluate on the test file if there is one, and write
+    OUT/client/summary.json."""
+    held(recipe, "client")  # a folder of another recipe is told before anything else is loaded
     rows, tests = read_rows(recipe.data.train), read_rows(recipe.data.test) if recipe.data.test else []
     with open_party(recipe, locate, None, training=True) as party:
         features = _features(party, recipe, [*rows, *tests])
         batches = Batches(rows, features, party.prompter, recipe.train.batch, recipe.seed)
         start = time.perf_counter()
-        checkpoint = train(party.session, recipe, party.run, batches, recipe.folder)
+        checkpoint = train(party.session, recipe, batches)
         seconds = time.perf_counter() - start
-        ledger, socket = party.session.ledger, party.session.channel.socket_bytes()
+        ledger, socket = party.session.ledger, party.session.socket_bytes()
         summary = {
-            "run": party.run,
+            "run": party.session.run,
             "steps": recipe.train.steps,
             "train_seconds": seconds,
             "up_bytes": ledger.total("up").bytes,
@@ -107,7 +106,7 @@ def run_evaluation(recipe: config.Recipe, locate: Locate, checkpoint: Path | Non
     rows = read_rows(recipe.data.test)
     with open_party(recipe, locate, checkpoint or newest(recipe.folder, "client"), training=False) as party:
         _evaluate(party, _features(party, recipe, rows), rows, recipe)
-        show_ledger(party.session.ledger, party.session.channel.socket_bytes())
+        show_ledger(party.session.ledger, party.session.socket_bytes())
 
 
 def run_question(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -56,6 +57,7 @@ def run_demo(out: Path, settings: list[str]) -> None:
     for variant, codecs in (("fp16", _FP16), ("coded", [])):
         options = [*codecs, *common, f"out={out / variant}"]
         stdout.rule(f"[bold]{variant}")
+        shutil.rmtree(out / variant, ignore_errors=True)  # a run that is there would be gone on with, not measured
         with _server(out / variant, options, report["commands"]):
             _run(["train", str(RECIPE), *_sets(options)], report["commands"])
             if variant == "coded":

@@ -2,8 +2,11 @@
 
     OUT/client/step-000500/  config.json  model.safetensors         connector, quantizers
                              vision.safetensors                     where the tower was tuned
+                             training.safetensors                   to go on training: optimiser, random state, ...
+                             ledger.json                            what crossed until then
     OUT/server/step-000500/  config.json  model.safetensors         level projections
                              language/ | adapter/                   a Hugging Face folder, or a peft adapter
+                             training.safetensors
 
 What was not tuned is named in the recipe inside config.json and read from where it came from.
 """
@@ -14,18 +17,18 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from bitseam import config
-from bitseam.errors import ModelError
+from bitseam.errors import ConfigError, ModelError
 from bitseam.halves.client import load_client_half
 from bitseam.halves.server import load_server_half
 from bitseam.parties.models import ClientModel, ServerModel
@@ -33,8 +36,12 @@ from bitseam.parties.models import ClientModel, ServerModel
 FRESH = "fresh"
 _METADATA = {"format": "pt"}
 _ELSEWHERE = ("vision.tower.", "language.model.", "embedding.")  # what model.safetensors does not hold
+_PARTIAL = ".partial-"  # what begins so is being written or removed
 _KEPT = 2  # the newest may be of a step that the other side does not have yet
+# What may change between a run and its continuation.
+_FREE = ("name", "network", "data.test", "data.cache_features", "out", "threads", "device")
 
+Side = Literal["client", "server"]
 Locate = Callable[[str], str]  # a checkpoint's name in a recipe -> where it lies on this machine
 
 
@@ -64,22 +71,39 @@ def build_server(recipe: config.Recipe, locate: Locate) -> ServerModel:
     return ServerModel(load_server_half(settings), recipe.seam)
 
 
-def save_client(model: ClientModel, recipe: config.Recipe, identity: Identity, out: Path) -> Path:
-    """Write the client's half below `out`; returns its folder."""
-    with _written(out / "client", identity, recipe) as folder:
+def save_client(
+    model: ClientModel,
+    recipe: config.Recipe,
+    identity: Identity,
+    out: Path,
+    training: Mapping[str, Tensor] | None = None,
+    crossed: Sequence[Mapping[str, Any]] = (),
+) -> Path:
+    """Write the client's half below `out`; returns its folder.
+
+    training: what else a run goes on from (`bitseam.parties.resume`). crossed: rows of the ledger.
+    """
+    with _written(out / "client", identity, recipe, training) as folder:
         save_file(_own_state(model), folder / "model.safetensors", _METADATA)
         if recipe.client.tune_vision:
             save_file(model.vision.tower.state_dict(), folder / "vision.safetensors", _METADATA)
-    return out / "client" / _name(identity.step)
+        (folder / "ledger.json").write_text(json.dumps(list(crossed)))
+    return folder_of(out, "client", identity.step)
 
 
-def save_server(model: ServerModel, recipe: config.Recipe, identity: Identity, out: Path) -> Path:
-    """Write the server's half below `out`; returns its folder."""
-    with _written(out / "server", identity, recipe) as folder:
+def save_server(
+    model: ServerModel,
+    recipe: config.Recipe,
+    identity: Identity,
+    out: Path,
+    training: Mapping[str, Tensor] | None = None,
+) -> Path:
+    """Write the server's half below `out`; returns its folder. training: as of `save_client`."""
+    with _written(out / "server", identity, recipe, training) as folder:
         save_file(_own_state(model), folder / "model.safetensors", _METADATA)
         if recipe.server.tune != "frozen":
             model.language.model.save_pretrained(folder / ("adapter" if recipe.server.tune == "lora" else "language"))
-    return out / "server" / _name(identity.step)
+    return folder_of(out, "server", identity.step)
 
 
 def load_client(
@@ -92,10 +116,33 @@ def load_client(
     recipe, identity = read_config(folder)
     recipe = replace(recipe, seam=seam or recipe.seam)
     model = build_client(recipe, locate)
+    restore_client(model, folder, recipe)
+    return model, recipe, identity
+
+
+def restore_client(model: ClientModel, folder: Path, recipe: config.Recipe) -> None:
+    """Put the weights of a checkpoint into a half built by the same recipe. Raises ModelError that names the file."""
     if recipe.client.tune_vision:
         _load_state(model.vision.tower, folder / "vision.safetensors", set(model.vision.tower.state_dict()))
     _load_state(model, folder / "model.safetensors", set(_own_state(model)))
-    return model, recipe, identity
+
+
+def load_training(folder: Path) -> dict[str, Tensor]:
+    """What was saved as `training`. Raises ModelError that names the file."""
+    path = folder / "training.safetensors"
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise ModelError(f"{path}: no run can go on from here: {error}") from error
+
+
+def load_crossed(folder: Path) -> list[dict[str, Any]]:
+    """The rows of the ledger as they stood. Raises ModelError that names the file."""
+    path = folder / "ledger.json"
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path}: {error}") from error
 
 
 def load_server(
@@ -139,7 +186,7 @@ def read_config(folder: Path) -> tuple[config.Recipe, Identity]:
         raise ModelError(f"{folder}: no checkpoint of Bitseam: {error}") from error
 
 
-def newest(out: Path, side: Literal["client", "server"]) -> Path:
+def newest(out: Path, side: Side) -> Path:
     """The newest checkpoint of a side below `out`."""
     found = _checkpoints(out / side)
     if not found:
@@ -147,28 +194,65 @@ def newest(out: Path, side: Literal["client", "server"]) -> Path:
     return found[-1]
 
 
+def folder_of(out: Path, side: Side, step: int) -> Path:
+    """Where the checkpoint of a step lies."""
+    return out / side / f"step-{step:06d}"
+
+
+def held(recipe: config.Recipe, side: Side) -> tuple[str, list[int]]:
+    """The run that a side's folder holds, "" for none, and the steps of its checkpoints, oldest first.
+
+    Raises ConfigError, with every difference named, where it is the run of another recipe.
+    """
+    found = _checkpoints(recipe.folder / side)
+    if not found:
+        return "", []
+    theirs, identity = read_config(found[-1])
+    before, now = _flat(asdict(theirs)), _flat(asdict(recipe))
+    differences = [
+        f"{key} was {before.get(key)!r} and is {now.get(key)!r}"
+        for key in sorted({*before, *now})
+        if before.get(key) != now.get(key) and not f"{key}.".startswith(tuple(f"{free}." for free in _FREE))
+    ]
+    if differences:
+        raise ConfigError(
+            f"{recipe.folder / side} holds a run of another recipe: {'; '.join(differences)}. Go on with that recipe, "
+            "or name another folder in `out`"
+        )
+    return identity.run, [read_config(path)[1].step for path in found if read_config(path)[1].run == identity.run]
+
+
+def _flat(value: Any, key: str = "") -> dict[str, Any]:
+    """Nested dictionaries as one with dotted keys."""
+    if not isinstance(value, dict):
+        return {key: list(value) if isinstance(value, tuple) else value}
+    return {k: v for name, part in value.items() for k, v in _flat(part, f"{key}.{name}" if key else name).items()}
+
+
 def _checkpoints(side: Path) -> list[Path]:
     """Oldest first."""
     return sorted(side.glob("step-*"), key=lambda path: int(path.name.removeprefix("step-")))
 
 
-def _name(step: int) -> str:
-    return f"step-{step:06d}"
-
-
 @contextmanager
-def _written(side: Path, identity: Identity, recipe: config.Recipe) -> Iterator[Path]:
+def _written(
+    side: Path, identity: Identity, recipe: config.Recipe, training: Mapping[str, Tensor] | None
+) -> Iterator[Path]:
     """A folder that takes its name once everything in it is on the disk; older ones then go."""
     side.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=side))
+    for left in side.glob(f"{_PARTIAL}*"):  # by a process that was killed
+        shutil.rmtree(left)
+    partial = Path(tempfile.mkdtemp(prefix=_PARTIAL, dir=side))
     try:
         whole = {"model_type": f"bitseam-{side.name}", "identity": asdict(identity), "recipe": asdict(recipe)}
         (partial / "config.json").write_text(json.dumps(whole, indent=2))
         yield partial
+        if training is not None:
+            save_file({name: value.contiguous() for name, value in training.items()}, partial / "training.safetensors")
         for path in [*partial.rglob("*"), partial]:
             _sync(path)
-        final = side / _name(identity.step)
-        shutil.rmtree(final, ignore_errors=True)
+        final = side / folder_of(side, "client", identity.step).name
+        _remove(final)
         os.replace(partial, final)
         _sync(side)
     except OSError as error:
@@ -176,7 +260,13 @@ def _written(side: Path, identity: Identity, recipe: config.Recipe) -> Iterator[
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     for old in _checkpoints(side)[:-_KEPT]:
-        shutil.rmtree(old)
+        _remove(old)
+
+
+def _remove(folder: Path) -> None:
+    """A folder that is only half there, where we are killed at it, must not bear a checkpoint's name."""
+    if folder.exists():
+        shutil.rmtree(folder.rename(folder.parent / f"{_PARTIAL}{folder.name}"))
 
 
 def _sync(path: Path) -> None:

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from bitseam.errors import BitseamError, CodecError
+from bitseam.errors import CodecError, PeerGoneError, SessionLostError
+from bitseam.parties.connection import Connection
 from bitseam.parties.ledger import Ledger
 from bitseam.parties.models import ClientModel
-from bitseam.parties.peer import Peer, Stopwatch, decode, encode
+from bitseam.parties.peer import Stopwatch, decode, encode
 from bitseam.parties.seam import MODALITIES, Seam
 from bitseam.parties.tables import Fit, entropy_codec, keep_tables, use_rate, with_kept_tables, with_tables
 from bitseam.parties.text import TextBatch, text_message
@@ -23,6 +24,9 @@ from bitseam.quant import Quantized, Quantizer
 from bitseam.transport import Channel
 from bitseam.wire import VERSION
 from bitseam.wire import messages_pb2 as pb
+
+T = TypeVar("T")
+_NAMED = 64  # checkpoints that a Hello may name
 
 
 @dataclass(frozen=True)
@@ -36,24 +40,34 @@ class StepLoss:
 
 
 class ClientSession:
-    """One session with a server. Use as a context manager: leaving it says goodbye, with the reason if it failed.
+    """One session with a server, over as many connections as it takes: when one breaks, it dials again and repeats what
+    was not answered. Use as a context manager: leaving it says goodbye, with the reason if it failed.
 
-    autocast: "off" or "bf16", for the vision half.
+    dial: opens a channel, or raises TransportError. autocast: "off" or "bf16", for the vision half. patience: seconds
+    to go on trying.
     """
 
     def __init__(
-        self, model: ClientModel, seam: Seam, channel: Channel, vocabulary: int, autocast: str = "off"
+        self,
+        model: ClientModel,
+        seam: Seam,
+        dial: Callable[[], Channel],
+        vocabulary: int,
+        autocast: str = "off",
+        patience: float = 0.0,
     ) -> None:
         self.model = model
         self.ledger = Ledger(seam.codec_ids(), seam.width)
-        self.channel = channel
-        self._peer = Peer(channel, "client", self.ledger)
+        self.run, self.reached = "", 0  # the pair of halves, and the last whole step
+        self.stopping = False  # the server is being stopped: a checkpoint is due
+        self._connection = Connection(dial, self.ledger, patience)
+        self._micro = 0  # micro-batches answered of the step under way, `reached` + 1
         self._seam = with_kept_tables(seam, model)
         coded = [name for name in MODALITIES if entropy_codec(seam, name) is not None]
-        self._fits = {(name, rate): Fit() for name in coded for rate in range(len(getattr(seam, name).rates))}
+        self._fits = {_key(name, rate): Fit() for name in coded for rate in range(len(seam.links()[name].rates))}
         self._vocabulary = vocabulary
         self._autocast = autocast == "bf16"
-        self._told: dict[str, dict[str, Any]] = {name: {} for name in MODALITIES}  # statistics that the server has
+        self._told: dict[str, dict[str, Any]] = {}  # statistics that the server has
         self._rates: dict[str, int] = {}  # in use
         self.watch = Stopwatch()
 
@@ -61,14 +75,33 @@ class ClientSession:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        with suppress(BitseamError):  # a peer that is gone must not hide why we leave
-            self._peer.say_goodbye("" if error is None else f"{type(error).__name__}: {error}")
-        self.channel.close()
+        self._connection.close("" if error is None else f"{type(error).__name__}: {error}")
 
-    def open(self, terms: Mapping[str, str], training: bool) -> pb.Welcome:
-        """The handshake. Raises RefusedError with every difference named."""
-        purpose = pb.TRAIN if training else pb.ASK
-        return self._peer.exchange(pb.Hello(version=VERSION, purpose=purpose, terms=dict(terms)), pb.Welcome)
+    def open(
+        self,
+        terms: Mapping[str, str],
+        training: bool,
+        checkpoints: Callable[[], tuple[str, list[int]]] = lambda: ("", []),
+    ) -> None:
+        """The handshake; `run` and `reached` are then those that the server goes on from.
+
+        checkpoints: the run that our folder holds, and its steps, whenever asked. Raises RefusedError with every
+        difference named, and PeerGoneError where no server is found in time.
+        """
+
+        def hello() -> pb.Hello:
+            run, steps = checkpoints() if training else ("", [])
+            purpose = pb.TRAIN if training else pb.ASK
+            return pb.Hello(
+                version=VERSION, purpose=purpose, terms=dict(terms), run=bytes.fromhex(run), steps=steps[-_NAMED:]
+            )
+
+        welcome = self._connection.open(hello)
+        self.run, self.reached = welcome.run.hex(), int(welcome.step)
+
+    def socket_bytes(self) -> tuple[int, int] | None:
+        """(sent, received) over all connections, as `Channel.socket_bytes`."""
+        return self._connection.socket_bytes()
 
     def calibrate(self, features: Tensor, text: TextBatch) -> None:
         """Fit connector, quantizers and tables to features (I, M, Dv) and prompts, and tell the server, once."""
@@ -82,7 +115,8 @@ class ClientSession:
             self._use(dict.fromkeys(self._seam.links(), 0))
             codes = {"image": model.image(features), "text": model.text(text)}
         self._fits = {key: Fit(lost=math.inf) for key in self._fits}
-        self._peer.exchange(self._news(codes), pb.Ack)
+        self._told = {}
+        self._exchange(self._news(codes), pb.Ack)
 
     def step(self, step: int, micro: int, last: bool, features: Tensor, text: TextBatch, weight: float) -> StepLoss:
         """One micro-batch: gradients are added to the vision half's parameters, as sums over answer tokens.
@@ -103,7 +137,7 @@ class ClientSession:
                 forward.statistics.CopyFrom(news)
             sizes = self._sizes({"image": (image, forward.image), "text": (prompt, forward.text.codes)})
         with self.watch("wait"):
-            backward = self._peer.exchange(forward, pb.Backward)
+            backward = self._exchange(forward, pb.Backward)
         outputs, gradients = [], []
         with self.watch("decode"):
             pairs = [("image", self._seam.image, image, backward.image)]
@@ -119,13 +153,28 @@ class ClientSession:
             kept = [(o, g) for o, g in zip(outputs, gradients, strict=True) if o.requires_grad]
             if kept:
                 torch.autograd.backward([o for o, _ in kept], [g for _, g in kept])
+        self.reached, self._micro = (step, 0) if last else (self.reached, micro + 1)
+        self.stopping = backward.stopping
         return StepLoss(backward.loss, backward.answer_tokens, *sizes)
 
     def checkpoint(self, step: int) -> None:
         """Have the server write its half at `step`; returns when it has."""
-        acked = self._peer.exchange(pb.Checkpoint(step=step), pb.Ack).step
+        acked = self._exchange(pb.Checkpoint(step=step), pb.Ack).step
         if acked != step:
             raise CodecError(f"the server wrote a checkpoint of step {acked} where {step} was asked")
+        self.stopping = False
+
+    def state(self) -> dict[str, Tensor]:
+        """What the session remembers from step to step, for `restore`."""
+        fits = {f"{name}.counts": torch.from_numpy(fit.counts) for name, fit in self._fits.items()}
+        return fits | {f"{name}.lost": torch.tensor(fit.lost, dtype=torch.float64) for name, fit in self._fits.items()}
+
+    def restore(self, step: int, state: Mapping[str, Tensor]) -> None:
+        """Go on from a checkpoint of `step`, whose weights the model has again."""
+        self.reached, self._micro, self._told = step, 0, {}
+        self._seam = with_kept_tables(self._seam, self.model)
+        for name in self._fits:
+            self._fits[name] = Fit(state[f"{name}.counts"].numpy(), float(state[f"{name}.lost"]))
 
     @torch.no_grad()
     def ask(self, features: Tensor, text: TextBatch, max_new_tokens: int) -> Iterator[list[int]]:
@@ -136,17 +185,35 @@ class ClientSession:
         try:
             with self._precision():
                 image, prompt = self.model.image(features), self.model.text(text)
-            self._peer.send(
-                pb.Ask(text=self._text(text, prompt), image=self._image(image), max_new_tokens=max_new_tokens)
-            )
-            last = False
-            while not last:
-                tokens = self._peer.receive()
-                last = tokens.last
-                if tokens.ids:
-                    yield list(tokens.ids)
+            question = pb.Ask(text=self._text(text, prompt), image=self._image(image), max_new_tokens=max_new_tokens)
+            given = 0
+            while True:
+                try:
+                    for number, ids in enumerate(self._connection.stream(question)):
+                        if number == given:  # an answer that broke off is asked for again, and told from where it was
+                            given += 1
+                            yield ids
+                    return
+                except PeerGoneError as error:
+                    self._come_back(error)
         finally:
             self.model.train(was_training)
+
+    def _exchange(self, message: Any, answer: type[T]) -> T:
+        """The answer to a message, over as many connections as it takes. Raises SessionLostError: see `_come_back`."""
+        while True:
+            try:
+                return self._connection.exchange(message, answer)
+            except PeerGoneError as error:
+                self._come_back(error)
+
+    def _come_back(self, error: PeerGoneError) -> None:
+        """Find the server again. Raises SessionLostError where it has gone back to an earlier step than ours."""
+        welcome = self._connection.again(error)
+        run, step = welcome.run.hex(), int(welcome.step)
+        if not welcome.resumed and (run, step, 0) != (self.run, self.reached, self._micro):
+            self.run, self.reached = run, step
+            raise SessionLostError(f"the server has lost its memory of us; both go on from step {step}")
 
     def _news(self, codes: Mapping[str, Quantized | None]) -> pb.Calibrate:
         """What the server must know to read these codes and does not: statistics in use, tables that pay."""
@@ -155,12 +222,13 @@ class ClientSession:
             if quantized is None:
                 continue
             for parts in _statistics(getattr(self.model, f"{name}_quantizer")):
-                if any(self._told[name].get(part) != raw for part, raw in parts.items()):
-                    self._told[name] |= parts
+                told = self._told.setdefault(name, {})
+                if any(told.get(part) != raw for part, raw in parts.items()):
+                    told |= parts
                     getattr(news, name).MergeFrom(pb.Statistics(**parts))
             rate = self._rates.get(name, 0)
             codec = entropy_codec(self._seam, name, rate)
-            renewed = codec and self._fits[name, rate].renewed(codec, codec.counts(quantized.levels))
+            renewed = codec and self._fits[_key(name, rate)].renewed(codec, codec.counts(quantized.levels))
             if renewed is not None:
                 tables = renewed.table_bytes()
                 getattr(news, name).MergeFrom(pb.Statistics(tables=tables, rate=rate))
@@ -196,6 +264,10 @@ class ClientSession:
 
     def _precision(self) -> AbstractContextManager[object]:
         return torch.autocast(next(self.model.parameters()).device.type, torch.bfloat16, enabled=self._autocast)
+
+
+def _key(name: str, rate: int) -> str:
+    return f"{name}.{rate}"
 
 
 def _statistics(quantizer: Quantizer) -> list[dict[str, Any]]:

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from bitseam.wire import messages_pb2 as pb
 
@@ -60,6 +60,13 @@ class Ledger:
             {"direction": way, "kind": kind, "part": part, **vars(entry)}
             for (way, kind, part), entry in sorted(self.entries.items(), key=lambda item: -item[1].bytes)
         ]
+
+    def restore(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Count what `rows` told before, as if it had crossed now."""
+        for row in rows:
+            entry = self.entries[row["direction"], row["kind"], row["part"]]
+            for name in vars(entry):
+                setattr(entry, name, getattr(entry, name) + row[name])
 
     def _add(self, direction: Direction, kind: str, part: str, size: int, fp16: int) -> None:
         entry = self.entries[direction, kind, part]

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import get_cosine_schedule_with_warmup
 
 from bitseam import config
-from bitseam.errors import NonFiniteError
+from bitseam.errors import ModelError, NonFiniteError
 from bitseam.parties import heap
 
 
@@ -20,15 +20,16 @@ class Stepper:
     different lengths then weigh as one large batch would.
     """
 
-    def __init__(self, parameters: Iterable[nn.Parameter], rate: float, train: config.Train) -> None:
-        self.parameters = [p for p in parameters if p.requires_grad]
+    def __init__(self, model: nn.Module, rate: float, train: config.Train) -> None:
+        named = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self.names, self.parameters = list(named), list(named.values())
         self._clip_norm = train.clip_norm
-        warmup = round(train.warmup * train.steps)
         # An empty half (everything frozen) still walks through the schedule.
         groups = self.parameters or [nn.Parameter(torch.zeros(0))]
         # Fused: one pass over the weights, which on a CPU is a third of the loop's time.
         self.optimizer = torch.optim.AdamW(groups, lr=rate, weight_decay=train.weight_decay, fused=True)
-        self.schedule = get_cosine_schedule_with_warmup(self.optimizer, warmup, train.steps)
+        self._lengths = round(train.warmup * train.steps), train.steps
+        self.schedule = get_cosine_schedule_with_warmup(self.optimizer, *self._lengths)
 
     @property
     def rate(self) -> float:
@@ -57,3 +58,25 @@ class Stepper:
     def clear(self) -> None:
         """Forget gathered gradients."""
         self.optimizer.zero_grad(set_to_none=True)
+
+    def state(self) -> dict[str, Tensor]:
+        """Moments by parameter name, and steps taken; what `restore` wants."""
+        moments = self.optimizer.state_dict()["state"]
+        named = {f"{self.names[i]}/{key}": value for i, state in moments.items() for key, value in state.items()}
+        return named | {"steps": torch.tensor(self.schedule.last_epoch)}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Go on as the half that `state` was taken of, with gathered gradients forgotten. Raises ModelError."""
+        places = {name: i for i, name in enumerate(self.names)}
+        moments: dict[int, dict[str, Tensor]] = {}
+        for place, value in state.items():
+            name, slash, key = place.rpartition("/")
+            if slash:
+                if name not in places:
+                    raise ModelError(f"the optimiser's state is of a parameter {name} that is not trained here")
+                moments.setdefault(places[name], {})[key] = value
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
+        steps = int(state["steps"])
+        self.schedule = get_cosine_schedule_with_warmup(self.optimizer, *self._lengths, last_epoch=steps - 1)
+        self.clear()

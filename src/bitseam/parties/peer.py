@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from bitseam.codecs import Codec
-from bitseam.errors import CodecError, RefusedError
+from bitseam.errors import CodecError, PeerGoneError, RefusedError
 from bitseam.parties.ledger import Ledger
 from bitseam.transport import Channel
 from bitseam.wire import Limits, Protocol
@@ -38,11 +38,13 @@ class Peer:
         self.ledger.record(self._out, message, frame)
 
     def receive(self, timeout: float | None = None) -> Any:
-        """The next message. Raises RefusedError where the server refuses."""
+        """The next message. Raises RefusedError where the server refuses, PeerGoneError where it is being stopped."""
         frame = self.channel.receive(timeout)
         message = self._protocol.receive(frame)
         self.ledger.record(self._in, message, frame)
         if isinstance(message, pb.Refuse):
+            if message.fault == pb.STOPPING:
+                raise PeerGoneError(message.reason)  # another may take its place
             raise RefusedError(_explain(message))
         return message
 

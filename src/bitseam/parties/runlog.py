@@ -30,6 +30,7 @@ class RunLog:
         self._folder = out / side
         self._open = ExitStack()
         self._file: TextIO | None = None
+        self._last = 0
         self._bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -49,14 +50,31 @@ class RunLog:
 
     def step(self, step: int, row: dict[str, Any]) -> None:
         """One optimiser step; numbers in `row` become curves."""
-        if self._file is None:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            path = self._folder / "log.jsonl"
-            self._file = self._open.enter_context(path.open("w", encoding="utf-8", buffering=1))
-            self._curves = self._open.enter_context(SummaryWriter(str(self._folder / "tensorboard")))
-            self._open.enter_context(self._bar)
+        if self._file is None or step <= self._last:
+            self._begin(step)
+        assert self._file is not None
+        self._last = step
         self._file.write(json.dumps({"step": step, **row}) + "\n")
         for name, value in row.items():
             if isinstance(value, int | float):
                 self._curves.add_scalar(name, value, step)
         self._bar.update(self._task, completed=step, loss=row["loss"])
+
+    def _begin(self, step: int) -> None:
+        """Open the files for what follows, with what a run had logged before `step` where it goes on."""
+        self._open.close()
+        self._folder.mkdir(parents=True, exist_ok=True)
+        path = self._folder / "log.jsonl"
+        before = _rows_before(path, step)
+        self._file = self._open.enter_context(path.open("w", encoding="utf-8", buffering=1))
+        self._file.writelines(before)
+        curves = str(self._folder / "tensorboard")
+        self._curves = self._open.enter_context(SummaryWriter(curves, purge_step=step if before else None))
+        self._open.enter_context(self._bar)
+
+
+def _rows_before(path: Path, step: int) -> list[str]:
+    """What a run that goes on from an earlier step had logged until then; a killed one may have left half a line."""
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
+    whole = [line for line in lines if line.endswith("\n")]
+    return [line for line in whole if json.loads(line)["step"] < step]

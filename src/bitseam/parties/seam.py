@@ -106,16 +106,16 @@ def build_projection(up: config.Up, width: int) -> nn.Linear | None:
     return LevelProjection(channels(up, width), width, rotated).requires_grad_(up.projection == "learned")
 
 
-def terms(recipe: config.Recipe, vocabulary: int, tokenizer: str, weights: str, training: bool) -> dict[str, str]:
+def terms(recipe: config.Recipe, vocabulary: int, tokenizer: str, weights: str | None) -> dict[str, str]:
     """What must be alike on both sides, as flat text.
 
-    tokenizer: its fingerprint. weights: which pair of halves these are (`bitseam.parties.checkpoint.Identity`).
+    tokenizer: its fingerprint. weights: which pair of halves these are (`bitseam.parties.checkpoint.Identity`), where
+    questions are to be answered; None where they are to be trained, which the handshake finds a common step for.
     """
     seam = build_seam(recipe.seam)
     agreed = {
         "model.vision": recipe.client.checkpoint,
         "model.language": recipe.server.checkpoint,
-        "model.weights": weights,
         "seam.width": str(recipe.seam.width),
         "seam.text": recipe.seam.text,
         "seam.image.channels": str(channels(recipe.seam.image_up, recipe.seam.width)),
@@ -126,7 +126,9 @@ def terms(recipe: config.Recipe, vocabulary: int, tokenizer: str, weights: str, 
         for number, codec in enumerate(link.rates):
             agreed[f"codec.{name}.up" + f".{number}" * (number > 0)] = canonical(codec.config())
         agreed[f"codec.{name}.down"] = canonical(link.down.config())
-    if training:
+    if weights is not None:
+        agreed["model.weights"] = weights
+    else:
         agreed["train.steps"] = str(recipe.train.steps)
         agreed["train.accumulate"] = str(recipe.train.accumulate)
         agreed["train.checkpoint_every"] = str(recipe.train.checkpoint_every)

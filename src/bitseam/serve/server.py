@@ -4,46 +4,48 @@ from __future__ import annotations
 
 import json
 import logging
-import queue
 import signal
-from concurrent.futures import ThreadPoolExecutor
+import threading
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from bitseam import config
-from bitseam.errors import BitseamError, PeerGoneError
-from bitseam.parties.checkpoint import Identity, Locate, build_server, load_server, save_server
-from bitseam.parties.device import choose_device
+from bitseam.errors import BitseamError
+from bitseam.parties.checkpoint import Locate
+from bitseam.parties.party import ServerParty, StepReport
 from bitseam.parties.runlog import RunLog, peak_memory
-from bitseam.parties.seam import build_seam, terms
-from bitseam.parties.server import ServerParty, ServerSession, StepReport
-from bitseam.parties.text import Prompter
+from bitseam.parties.server import ServerSession
 from bitseam.transport import Channel, Listener, Tls
 
 log = logging.getLogger(__name__)
 
 _SESSIONS = 32
+_GRACE = 30.0  # seconds that a client which trains is given to end its step and have both halves written
 
 
 def serve(recipe: config.Recipe, locate: Locate, checkpoint: Path | None = None) -> None:
-    """Serve until SIGTERM or SIGINT.
+    """Serve until SIGTERM or SIGINT; a step under way is then ended and checkpointed on both sides.
 
-    checkpoint: a folder of `runs/NAME/server`, to answer from what was trained. Returns when told to stop; raises the
-    error that broke a training session, with what was checkpointed intact.
+    Goes on where the recipe's folder ends, or begins anew. checkpoint: a folder to answer from instead. A client that
+    goes away or misbehaves ends its own session alone.
     """
-    party = build_party(recipe, locate, checkpoint)
+    party = ServerParty(recipe, locate, checkpoint)
     tls = Tls.from_folder(recipe.network.certificates, "server") if recipe.network.certificates else None
-    ended: queue.Queue[BaseException | None] = queue.Queue()
+    told = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: ended.put(None))
+        signal.signal(number, lambda *_: told.set())
     with RunLog(recipe.folder, "server", recipe.train.steps) as bar:
         party.on_step = lambda report: bar.step(report.step, _row(report))
-        listener = Listener(recipe.network.address, _Handler(party, ended), tls, _SESSIONS)
+        handler = _Handler(party)
+        listener = Listener(recipe.network.address, handler, tls, _SESSIONS)
         listener.start()
         log.info("listening on %s; the language half is at step %d", recipe.network.address, party.step)
         try:
-            failure = ended.get()
+            told.wait()
+            log.info("stopping")
+            party.stopping.set()
+            handler.wait_for_trainers(_GRACE)
         finally:
             listener.stop(grace=2)
     parameters = sum(p.numel() for p in party.model.parameters())
@@ -51,63 +53,35 @@ def serve(recipe: config.Recipe, locate: Locate, checkpoint: Path | None = None)
     summary_path = recipe.folder / "server" / "summary.json"
     summary_path.parent.mkdir(parents=True, exist_ok=True)
     summary_path.write_text(json.dumps(summary))
-    if failure is not None:
-        raise failure
-
-
-def build_party(recipe: config.Recipe, locate: Locate, checkpoint: Path | None = None) -> ServerParty:
-    """The server half as a session needs it, fresh or from a checkpoint."""
-    compute = ThreadPoolExecutor(1, "model")
-    identity = Identity("", 0)
-    if checkpoint is None:
-        model = compute.submit(build_server, recipe, locate).result()
-    else:
-        model, _, identity = compute.submit(load_server, checkpoint, locate, recipe.seam).result()
-    model.to(choose_device(recipe.device))
-    prompter = Prompter(recipe.text, locate)
-    party = ServerParty(
-        model,
-        build_seam(recipe.seam),
-        recipe,
-        lambda training: terms(
-            recipe, prompter.vocabulary, prompter.fingerprint, str(Identity(party.run, party.step)), training
-        ),
-        prompter.vocabulary,
-        prompter.end,
-        compute=compute,
-    )
-    if identity.step:
-        party.run, party.step = identity.run, identity.step
-    party.on_checkpoint = lambda step: log.info(
-        "checkpoint: %s", save_server(model, recipe, Identity(party.run, step), recipe.folder)
-    )
-    return party
 
 
 class _Handler:
-    """Runs each session; a training session that breaks ends the server, since its half may have stepped alone."""
+    """Runs each session, and knows which there are."""
 
-    def __init__(self, party: ServerParty, ended: queue.Queue[BaseException | None]) -> None:
-        self._party, self._ended = party, ended
+    def __init__(self, party: ServerParty) -> None:
+        self._party = party
+        self._sessions: set[ServerSession] = set()
+        self._changed = threading.Condition()
 
     def __call__(self, channel: Channel) -> None:
         session = ServerSession(self._party, channel)
+        with self._changed:
+            self._sessions.add(session)
         try:
             session.run()
         except Exception as error:
             log.error("%s: %s", channel.peer, error, exc_info=not isinstance(error, BitseamError))
-            if session.training:
-                self._ended.put(_broken(error, self._party))
         else:
             log.info("%s: session over", channel.peer)
+        finally:
+            with self._changed:
+                self._sessions.remove(session)
+                self._changed.notify_all()
 
-
-def _broken(error: Exception, party: ServerParty) -> BaseException:
-    if not isinstance(error, BitseamError):
-        return error
-    kind = PeerGoneError if isinstance(error, PeerGoneError) else type(error)
-    where = f"after step {party.step} of {party.recipe.train.steps}"
-    return kind(f"training stopped {where}: {error}. Checkpoints below {party.recipe.folder}/server are intact")
+    def wait_for_trainers(self, seconds: float) -> None:
+        """Until no session trains any more, or the time is over."""
+        with self._changed:
+            self._changed.wait_for(lambda: not any(session.training for session in self._sessions), seconds)
 
 
 def _row(report: StepReport) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -11,42 +12,82 @@ import torch
 from torch import Tensor
 
 from bitseam import config
-from bitseam.errors import BitseamError
-from bitseam.parties.checkpoint import Identity, save_client
+from bitseam.errors import BitseamError, SessionLostError
+from bitseam.parties.checkpoint import (
+    Identity,
+    folder_of,
+    held,
+    load_crossed,
+    load_training,
+    restore_client,
+    save_client,
+)
 from bitseam.parties.client import ClientSession
 from bitseam.parties.optimise import Stepper
+from bitseam.parties.resume import resume_training, training_state
 from bitseam.parties.runlog import RunLog
 from bitseam.parties.text import TextBatch
+
+log = logging.getLogger(__name__)
 
 Batches = Callable[[int], tuple[Tensor, TextBatch]]  # number of a micro-batch -> features (I, M, Dv), text
 
 
-def train(session: ClientSession, recipe: config.Recipe, run: str, batches: Batches, out: Path) -> Path:
-    """Calibrate, train for `recipe.train.steps`, checkpoint both halves; returns the client's last checkpoint.
+def train(session: ClientSession, recipe: config.Recipe, batches: Batches) -> Path:
+    """Train from the step that the session stands at to `recipe.train.steps`; returns the client's last checkpoint.
 
-    run: the identity of this pair of halves, from the server's welcome. Raises NonFiniteError, PeerGoneError,
-    RefusedError and what the data raises; the last checkpoint is then intact.
+    Both halves are checkpointed below `recipe.folder`: as calibrated, every so many steps, and at the end. Where the
+    server comes back at an earlier step, so does the client. Raises NonFiniteError, PeerGoneError, RefusedError and
+    what the data raises; the last checkpoint is then intact.
     """
-    plan, model = recipe.train, session.model
-    _calibrate(session, plan.calibrate, batches)
-    stepper = Stepper(model.parameters(), recipe.client.rate, plan)
-    with RunLog(out, "client", plan.steps) as log:
-        for step in range(1, plan.steps + 1):
+    plan = recipe.train
+    stepper = Stepper(session.model, recipe.client.rate, plan)
+    with RunLog(recipe.folder, "client", plan.steps) as progress:
+        while True:
             try:
-                log.step(step, _step(session, recipe, stepper, batches, step))
-                if step % plan.checkpoint_every == 0 or step == plan.steps:
-                    session.checkpoint(step)
-                    saved = save_client(model, recipe, Identity(run, step), out)
+                _begin(session, recipe, stepper, batches)
+                while session.reached < plan.steps:
+                    step = session.reached + 1
+                    progress.step(step, _step(session, recipe, stepper, batches, step))
+                    if step % plan.checkpoint_every == 0 or step == plan.steps or session.stopping:
+                        _checkpoint(session, recipe, stepper)
+                return folder_of(recipe.folder, "client", plan.steps)
+            except SessionLostError as error:
+                log.warning("%s", error)
             except BitseamError as error:
-                where = f"training stopped in step {step} of {plan.steps}"
-                raise type(error)(f"{where}: {error}\nCheckpoints below {out}/client are intact") from error
-    return saved
+                where = f"training stopped in step {session.reached + 1} of {plan.steps}"
+                raise type(error)(f"{where}: {error}\nCheckpoints below {recipe.folder}/client are intact") from error
+
+
+def _begin(session: ClientSession, recipe: config.Recipe, stepper: Stepper, batches: Batches) -> None:
+    """Be where the server is: at a checkpoint, or calibrated for the first step."""
+    run, steps = held(recipe, "client")
+    if (run, session.reached in steps) == (session.run, True):
+        folder = folder_of(recipe.folder, "client", session.reached)
+        log.info("going on from %s", folder)
+        restore_client(session.model, folder, recipe)
+        session.restore(session.reached, resume_training(load_training(folder), stepper))
+        if not session.ledger.coded_bytes("Forward", "image"):  # a process that begins anew
+            session.ledger.restore(load_crossed(folder))
+    else:
+        drawn = [batches(i) for i in range(recipe.train.calibrate)]
+        features = torch.cat([features.detach() for features, _ in drawn])
+        session.calibrate(features, TextBatch.join([text for _, text in drawn]))
+        _checkpoint(session, recipe, stepper)
+
+
+def _checkpoint(session: ClientSession, recipe: config.Recipe, stepper: Stepper) -> None:
+    """Both halves at the present step; the server's first, so that ours never is of a step that it does not have."""
+    session.checkpoint(session.reached)
+    identity = Identity(session.run, session.reached)
+    state = training_state(stepper, session.state())
+    save_client(session.model, recipe, identity, recipe.folder, state, session.ledger.rows())
 
 
 def _step(
     session: ClientSession, recipe: config.Recipe, stepper: Stepper, batches: Batches, step: int
 ) -> dict[str, Any]:
-    """One optimiser step -> its row in the log. Bytes are totals since the session began."""
+    """One optimiser step -> its row in the log. Bytes are totals since the run began."""
     plan = recipe.train
     start, loss, answer_tokens, coded_bytes, predicted_bytes = time.perf_counter(), 0.0, 0, 0, 0.0
     session.watch.seconds.clear()
@@ -74,9 +115,3 @@ def _step(
         "step_seconds": time.perf_counter() - start,
         "seconds": dict(session.watch.seconds),
     }
-
-
-def _calibrate(session: ClientSession, count: int, batches: Batches) -> None:
-    drawn = [batches(i) for i in range(count)]
-    features = torch.cat([features.detach() for features, _ in drawn])
-    session.calibrate(features, TextBatch.join([text for _, text in drawn]))

@@ -170,6 +170,10 @@ def _write(folder: Path, name: str, certificate: x509.Certificate, key: ec.Ellip
 
 def describe(certificate: bytes) -> str:
     """A certificate in DER form -> its subject's common name, quoted since a peer chose it, and its fingerprint."""
+    return f"{common_name(certificate)!r} (SHA-256 {hashlib.sha256(certificate).hexdigest()[:16]})"
+
+
+def common_name(certificate: bytes) -> str:
+    """A certificate in DER form -> its subject's common name, empty where it has none."""
     names = x509.load_der_x509_certificate(certificate).subject.get_attributes_for_oid(NameOID.COMMON_NAME)
-    name = str(names[0].value) if names else ""
-    return f"{name!r} (SHA-256 {hashlib.sha256(certificate).hexdigest()[:16]})"
+    return str(names[0].value) if names else ""

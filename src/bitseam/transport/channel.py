@@ -10,9 +10,13 @@ from bitseam.errors import PeerGoneError
 
 
 class Channel(ABC):
-    """One session's way to its peer. `peer` says who that is, for logs."""
+    """One session's way to its peer.
+
+    peer: who that is, for logs. name: the common name of its certificate; empty without one.
+    """
 
     peer: str
+    name: str
 
     @abstractmethod
     def send(self, frame: bytes) -> None:

@@ -12,7 +12,6 @@ import queue
 import socket
 import ssl
 import threading
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -21,7 +20,7 @@ from urllib.parse import unquote
 import grpc
 
 from bitseam.errors import AddressInUseError, PeerGoneError, TransportError, UntrustedError
-from bitseam.transport.certs import Tls, describe
+from bitseam.transport.certs import Tls, common_name, describe
 from bitseam.transport.channel import Channel, Inbox
 from bitseam.transport.meter import Meter
 from bitseam.wire import Limits
@@ -41,7 +40,6 @@ _OPTIONS = [
 _HTTP2_GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0"  # RFC 9113, 3.4
 _CONNECTING = threading.Lock()  # one at a time, so that each meter knows its own connection
 _SETTINGS = b"\4"  # the type of the frame that greets back
-_PATIENCE = 0.1  # seconds between tries to connect
 _READY = 10.0  # seconds for gRPC's own connection, once the server is known to be there
 _FLUSH = 5.0  # seconds that a closing side gives its last frames
 
@@ -49,8 +47,8 @@ _FLUSH = 5.0  # seconds that a closing side gives its last frames
 class GrpcChannel(Channel):
     """One end of a stream; `outbox` feeds gRPC's sender until None."""
 
-    def __init__(self, peer: str, meter: Meter, end: Callable[[], None]) -> None:
-        self.peer = peer
+    def __init__(self, peer: str, name: str, meter: Meter, end: Callable[[], None]) -> None:
+        self.peer, self.name = peer, name
         self.inbox = Inbox()
         self.outbox: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         self.over = threading.Event()
@@ -91,17 +89,18 @@ class GrpcChannel(Channel):
             yield frame
 
 
-def connect(address: str, tls: Tls | None, wait: float = 0.0) -> GrpcChannel:
+def connect(address: str, tls: Tls | None) -> GrpcChannel:
     """A client's channel to `address`, "host:port".
 
-    wait: seconds to go on trying while nobody listens there. Raises UntrustedError where either side does not know the
+    Raises UntrustedError where either side does not know the
     other's certificate, PeerGoneError where nobody listens, TransportError for plaintext to another machine or where
     one side alone uses TLS. `socket_bytes` counts the session's connection, not the short one that tries the server.
     """
     host, port = split_address(address)
     _require_tls(host, tls)
-    certificate_seen = _reach(host, port, tls, wait)
+    certificate_seen = _reach(host, port, tls)
     peer = f"server {describe(certificate_seen)} at {address}" if certificate_seen else f"server at {address}"
+    name = common_name(certificate_seen) if certificate_seen else ""
     options = [*_OPTIONS, ("grpc.use_local_subchannel_pool", 1)]  # a connection for each session
     if tls is None:
         network = grpc.insecure_channel(address, options)
@@ -122,7 +121,7 @@ def connect(address: str, tls: Tls | None, wait: float = 0.0) -> GrpcChannel:
         channel.over.wait(_FLUSH)
         network.close()
 
-    channel = GrpcChannel(peer, meter, end)
+    channel = GrpcChannel(peer, name, meter, end)
     call = network.stream_stream(f"/{_SERVICE}/{_METHOD}")(channel.frames_out())
 
     def read() -> None:
@@ -181,7 +180,8 @@ class Listener:
         self._server.stop(grace).wait()
 
     def _session(self, frames: Iterator[bytes], context: Any) -> Iterator[bytes]:
-        channel = GrpcChannel(_describe(context), Meter(*_peer_address(context.peer())), lambda: None)
+        peer, name = _identify(context)
+        channel = GrpcChannel(peer, name, Meter(*_peer_address(context.peer())), lambda: None)
 
         def over() -> None:
             channel.finish("the client went away")
@@ -251,26 +251,19 @@ def _require_free(host: str, port: int) -> None:
                     ) from error
 
 
-def _reach(host: str, port: int, tls: Tls | None, wait: float) -> bytes | None:
-    """Wait until the server listens, and see that both sides trust each other; returns its certificate in DER form.
+def _reach(host: str, port: int, tls: Tls | None) -> bytes | None:
+    """See that a server listens, and that both sides trust each other; returns its certificate in DER form.
 
     gRPC tells little of why a handshake failed, so one is made by Python's own TLS first.
     """
-    deadline, told = time.monotonic() + wait, False
-    while True:
-        try:
-            with socket.create_connection((host, port), timeout=10) as plain:
-                if tls is not None:
-                    return _shake_hands(plain, host, port, tls)
-                _greet_plainly(plain, f"{host}:{port}")
-                return None
-        except OSError as error:
-            if time.monotonic() >= deadline:
-                raise PeerGoneError(f"{host}:{port}: no server there: {error}") from error
-            if not told:
-                log.info("waiting for a server at %s:%d", host, port)
-                told = True
-            time.sleep(_PATIENCE)
+    try:
+        with socket.create_connection((host, port), timeout=_READY) as plain:
+            if tls is not None:
+                return _shake_hands(plain, host, port, tls)
+            _greet_plainly(plain, f"{host}:{port}")
+            return None
+    except OSError as error:
+        raise PeerGoneError(f"{host}:{port}: no server there: {error}") from error
 
 
 def _greet_plainly(plain: socket.socket, address: str) -> None:
@@ -317,7 +310,11 @@ def _peer_address(peer: str) -> tuple[str, int]:
     return host.strip("[]"), int(port)
 
 
-def _describe(context: Any) -> str:
+def _identify(context: Any) -> tuple[str, str]:
+    """Who a client is: for logs, and the common name of its certificate."""
     where = unquote(context.peer()).partition(":")[2]
     pem = context.auth_context().get("x509_pem_cert")
-    return f"client {describe(ssl.PEM_cert_to_DER_cert(pem[0].decode()))} at {where}" if pem else f"client at {where}"
+    if not pem:
+        return f"client at {where}", ""
+    certificate = ssl.PEM_cert_to_DER_cert(pem[0].decode())
+    return f"client {describe(certificate)} at {where}", common_name(certificate)

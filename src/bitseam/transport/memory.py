@@ -10,7 +10,7 @@ class MemoryChannel(Channel):
     """One of two ends; nothing is added to the frames, so the bytes of the network are those of the frames."""
 
     def __init__(self, inbox: Inbox, outbox: Inbox, peer: str) -> None:
-        self.peer = peer
+        self.peer, self.name = peer, ""
         self._inbox, self._outbox = inbox, outbox
         self._sent = self._received = 0
         self._closed = False

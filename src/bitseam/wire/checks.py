@@ -14,6 +14,7 @@ from bitseam.wire import messages_pb2 as pb
 from bitseam.wire.limits import Limits
 
 ABSENT = "(absent)"
+ID = 16  # bytes of a session's or a run's name
 
 
 def same_terms(client: Mapping[str, str], server: Mapping[str, str]) -> list[pb.Difference]:
@@ -32,8 +33,12 @@ def check(message: Any, limits: Limits) -> None:
         for name, value in message.terms.items():
             _at_most(f"terms: {name[:40]}", len(name) + len(value), limits.text)
         _require(message.purpose in (pb.TRAIN, pb.ASK), f"purpose: {message.purpose} is unknown")
+        for name in ("session", "run"):
+            _require(len(getattr(message, name)) in (0, ID), f"{name}: {len(getattr(message, name))} bytes, not {ID}")
+        _at_most("steps", len(message.steps), limits.checkpoints)
     elif isinstance(message, pb.Welcome):
-        _require(len(message.session) == 16, f"session: {len(message.session)} bytes, not 16")
+        for name in ("session", "run"):
+            _require(len(getattr(message, name)) == ID, f"{name}: {len(getattr(message, name))} bytes, not {ID}")
     elif isinstance(message, pb.Refuse):
         _require(message.fault in pb.Fault.values()[1:], f"fault: {message.fault} is unknown")
         _at_most("reason", len(message.reason), limits.text)

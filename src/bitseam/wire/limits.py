@@ -16,6 +16,7 @@ class Limits:
     batch: int = 4096  # sequences of a message
     tokens: int = 2**20  # of all sequences of a message
     terms: int = 64
+    checkpoints: int = 64  # steps of a Hello
     text: int = 4096  # characters of a term or a reason
     channels: int = 65536
     tables: int = 2**21  # bytes of frequencies: 4096 groups of 256 levels

@@ -66,7 +66,7 @@ class Coded(_message.Message):
     def __init__(self, shape: _Optional[_Iterable[int]] = ..., payload: _Optional[bytes] = ..., rate: _Optional[int] = ...) -> None: ...
 
 class Hello(_message.Message):
-    __slots__ = ("version", "purpose", "terms")
+    __slots__ = ("version", "purpose", "terms", "session", "run", "steps")
     class TermsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -77,18 +77,28 @@ class Hello(_message.Message):
     VERSION_FIELD_NUMBER: _ClassVar[int]
     PURPOSE_FIELD_NUMBER: _ClassVar[int]
     TERMS_FIELD_NUMBER: _ClassVar[int]
+    SESSION_FIELD_NUMBER: _ClassVar[int]
+    RUN_FIELD_NUMBER: _ClassVar[int]
+    STEPS_FIELD_NUMBER: _ClassVar[int]
     version: int
     purpose: Purpose
     terms: _containers.ScalarMap[str, str]
-    def __init__(self, version: _Optional[int] = ..., purpose: _Optional[_Union[Purpose, str]] = ..., terms: _Optional[_Mapping[str, str]] = ...) -> None: ...
+    session: bytes
+    run: bytes
+    steps: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, version: _Optional[int] = ..., purpose: _Optional[_Union[Purpose, str]] = ..., terms: _Optional[_Mapping[str, str]] = ..., session: _Optional[bytes] = ..., run: _Optional[bytes] = ..., steps: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Welcome(_message.Message):
-    __slots__ = ("session", "step")
+    __slots__ = ("session", "run", "step", "resumed")
     SESSION_FIELD_NUMBER: _ClassVar[int]
+    RUN_FIELD_NUMBER: _ClassVar[int]
     STEP_FIELD_NUMBER: _ClassVar[int]
+    RESUMED_FIELD_NUMBER: _ClassVar[int]
     session: bytes
+    run: bytes
     step: int
-    def __init__(self, session: _Optional[bytes] = ..., step: _Optional[int] = ...) -> None: ...
+    resumed: bool
+    def __init__(self, session: _Optional[bytes] = ..., run: _Optional[bytes] = ..., step: _Optional[int] = ..., resumed: _Optional[bool] = ...) -> None: ...
 
 class Difference(_message.Message):
     __slots__ = ("field", "client", "server")
@@ -167,20 +177,22 @@ class Forward(_message.Message):
     def __init__(self, step: _Optional[int] = ..., micro: _Optional[int] = ..., last: _Optional[bool] = ..., text: _Optional[_Union[Text, _Mapping]] = ..., image: _Optional[_Union[Coded, _Mapping]] = ..., statistics: _Optional[_Union[Calibrate, _Mapping]] = ...) -> None: ...
 
 class Backward(_message.Message):
-    __slots__ = ("step", "micro", "loss", "answer_tokens", "image", "text")
+    __slots__ = ("step", "micro", "loss", "answer_tokens", "image", "text", "stopping")
     STEP_FIELD_NUMBER: _ClassVar[int]
     MICRO_FIELD_NUMBER: _ClassVar[int]
     LOSS_FIELD_NUMBER: _ClassVar[int]
     ANSWER_TOKENS_FIELD_NUMBER: _ClassVar[int]
     IMAGE_FIELD_NUMBER: _ClassVar[int]
     TEXT_FIELD_NUMBER: _ClassVar[int]
+    STOPPING_FIELD_NUMBER: _ClassVar[int]
     step: int
     micro: int
     loss: float
     answer_tokens: int
     image: Coded
     text: Coded
-    def __init__(self, step: _Optional[int] = ..., micro: _Optional[int] = ..., loss: _Optional[float] = ..., answer_tokens: _Optional[int] = ..., image: _Optional[_Union[Coded, _Mapping]] = ..., text: _Optional[_Union[Coded, _Mapping]] = ...) -> None: ...
+    stopping: bool
+    def __init__(self, step: _Optional[int] = ..., micro: _Optional[int] = ..., loss: _Optional[float] = ..., answer_tokens: _Optional[int] = ..., image: _Optional[_Union[Coded, _Mapping]] = ..., text: _Optional[_Union[Coded, _Mapping]] = ..., stopping: _Optional[bool] = ...) -> None: ...
 
 class Checkpoint(_message.Message):
     __slots__ = ("step",)
