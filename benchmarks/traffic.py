@@ -40,7 +40,7 @@ def main() -> None:
     }
     about = circumstances(report["threads"])
     for name in options.points:
-        summary = train(options.demo, name)
+        summary = train(options.demo, name, POINTS[name])
         points[f"demo {name}"] = summary, about["commit"]
         tasks[f"demo {name}"] = summary["tasks"]
     fp16 = report["traffic"]["fp16"]
@@ -63,8 +63,8 @@ def main() -> None:
     show(rows)
 
 
-def train(demo: Path, name: str) -> dict:
-    """Serve and train one point; the client's summary."""
+def train(demo: Path, name: str, point: tuple[str, ...]) -> dict:
+    """Serve and train the demo's recipe with a point's settings; the client's summary."""
     out = demo / name.replace(" ", "-")
     settings = [
         f"data.train={demo}/questions/train.jsonl",
@@ -72,7 +72,7 @@ def train(demo: Path, name: str) -> dict:
         f"network.certificates={demo}/certs",
         f"network.address=localhost:{free_port()}",
         f"out={out}",
-        *POINTS[name],
+        *point,
     ]
     words = [str(RECIPE), *(word for setting in settings for word in ("--set", setting))]
     bitseam = [sys.executable, "-m", "bitseam.cli.main"]
