@@ -46,6 +46,7 @@ _SETTINGS = b"\4"  # the type of the frame that greets back
 _HANDSHAKES, _PAUSE = 3, 0.1  # seconds between tries of a handshake
 _READY = 10.0  # seconds for gRPC's own connection, once the server is known to be there
 _REVIEW = 1.0  # seconds between looks at whether those who speak still may
+_SESSIONS_OF_A_CLIENT = 4  # even of few: a link that broke may not be missed yet when the next one comes
 _FLUSH = 5.0  # seconds that a closing side gives its last frames
 
 
@@ -199,7 +200,7 @@ class Listener:
         # Those with a certificate, and how to end their calls.
         self._admitted: dict[GrpcChannel, tuple[bytes, Callable[[], object]]] = {}
         self._stopped = threading.Event()
-        self._places = Places(max(max_sessions // 4, 1))
+        self._places = Places(max(max_sessions // 4, _SESSIONS_OF_A_CLIENT))
         self._server = grpc.server(
             ThreadPoolExecutor(max_sessions, "bitseam-session"),
             options=[*_OPTIONS, *_keepalive(keepalive), *_server_options(max_sessions)],
