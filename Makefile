@@ -2,7 +2,7 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-all check proto clean
+.PHONY: demo test test-all fuzz faults check proto clean
 
 demo: $(VENV)/ready
 	$(BIN)/bitseam demo
@@ -12,6 +12,14 @@ test: $(VENV)/ready
 
 test-all: $(VENV)/ready
 	$(BIN)/python -m pytest -m ''
+
+# A million inputs, some minutes; what breaks the invariant is kept in tests/fuzz/found and run by the tests.
+fuzz: $(VENV)/ready
+	$(BIN)/python tests/fuzz/fuzz_campaign.py runs/faults/fuzz.json
+
+# Kills, broken links, hostile and many clients; some 15 minutes, after the million inputs of `make fuzz`.
+faults: fuzz
+	$(BIN)/python benchmarks/faults.py
 
 check: $(VENV)/ready
 	$(BIN)/ruff check .

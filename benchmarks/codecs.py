@@ -220,9 +220,7 @@ def cross(way: Way, tensors: Tensors) -> tuple[Tensors, int, np.ndarray | None]:
         received.append(way.back(decoded))
         counts.append(index_counts(way.codec, payload, decoded))
         sent += len(payload)
-    # A table in each message, or the same for all.
-    together = np.concatenate if isinstance(way.codec, codecs.EntropyStochastic) else sum
-    return received, sent, None if counts[0] is None else together(counts)
+    return received, sent, None if counts[0] is None else sum(counts)
 
 
 def more(name: str, loss: Tensor | None, base: Tensor | None) -> dict[str, float | None]:

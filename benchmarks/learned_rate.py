@@ -25,21 +25,13 @@ from typing import Any
 
 import torch
 from rates import ask
-from traffic import RECIPE, told, train
+from traffic import LEARNED, RECIPE, told, train
 
 from bitseam import config
 from bitseam.cli.machine import circumstances
 from bitseam.data.rows import read_rows
 
-BASE = (
-    "seam.image_up.quantizer=rate-fsq",
-    "seam.image_up.coding=entropy",
-    "seam.image_up.levels=21",
-    "seam.image_up.clip=25",  # a step of two and a half deviations
-    "seam.image_up.groups=32",
-    "seam.image_up.distortion_weight=0.01",
-)
-POINTS = {"learned rate": BASE, "several rates": (*BASE, "seam.image_up.rates=[1, 0.6, 1.6]")}
+POINTS = {"learned rate": LEARNED, "several rates": (*LEARNED, "seam.image_up.rates=[1, 0.6, 1.6]")}
 FIXED = "fixed 2 bits"
 PART = 100  # steps
 

@@ -16,10 +16,13 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import cycle, islice
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import torch
 
@@ -28,8 +31,9 @@ from bitseam.cli.client import open_party
 from bitseam.cli.machine import circumstances, free_port
 from bitseam.cli.main import locate
 from bitseam.parties.checkpoint import build_client, build_server
+from bitseam.parties.models import ClientModel
 from bitseam.parties.optimise import Stepper
-from bitseam.parties.text import Prompter
+from bitseam.parties.text import Prompter, TextBatch
 from bitseam.transport import make_certificates
 
 ASKED = (2, 8, 2, 8, 2)  # questions about one image after the other, as in the demo's batches
@@ -44,27 +48,9 @@ def main() -> None:
     options = parser.parse_args()
 
     with tempfile.TemporaryDirectory() as folder:
-        certificates = Path(folder) / "certs"
-        make_certificates(certificates)
-        overrides = {
-            "out": folder,
-            "threads": os.cpu_count(),
-            "network.address": f"localhost:{free_port()}",
-            "network.certificates": str(certificates),
-            "train.steps": options.rounds * options.steps,
-            "train.checkpoint_every": 10**9,
-        }
-        recipe = config.load_recipe(options.recipe, overrides)
-        torch.set_num_threads(recipe.threads)
-        sets = [word for key, value in overrides.items() for word in ("--set", f"{key}={value}")]
-        command = [sys.executable, "-m", "bitseam.cli.main", "serve", str(options.recipe), *sets]
-        with (Path(folder) / "server.log").open("w") as log:
-            server = subprocess.Popen(command, stdout=log, stderr=log)
-            try:
-                figures = measure(recipe, options.rounds, options.steps)
-            finally:
-                server.send_signal(signal.SIGTERM)
-                server.wait()
+        changes = {"train.steps": options.rounds * options.steps, "train.checkpoint_every": 10**9}
+        with serving(options.recipe, Path(folder), changes) as recipe:
+            figures = measure(recipe, options.rounds, options.steps)
         lines = (Path(folder) / "server" / "log.jsonl").read_text().splitlines()
         rows = [json.loads(line)["seconds"] for line in lines][options.steps :]
     figures["parts"] |= {f"server: {name}": median([row[name] for row in rows]) for name in rows[0]}
@@ -78,17 +64,46 @@ def main() -> None:
         options.json.write_text(json.dumps(figures, indent=1) + "\n")
 
 
-def measure(recipe: config.Recipe, rounds: int, steps: int) -> dict:
-    """Medians in seconds of split and unsplit steps that take turns."""
-    prompter = Prompter(recipe.text, locate)
+@contextmanager
+def serving(path: Path, folder: Path, changes: Mapping[str, Any]) -> Iterator[config.Recipe]:
+    """A server of a recipe in a process of its own, below `folder`; yields the recipe that a client of it needs."""
+    make_certificates(folder / "certs")
+    overrides = {
+        "out": str(folder),
+        "threads": os.cpu_count(),
+        "network.address": f"localhost:{free_port()}",
+        "network.certificates": str(folder / "certs"),
+        **changes,
+    }
+    recipe = config.load_recipe(path, overrides)
+    torch.set_num_threads(recipe.threads)
+    sets = [word for key, value in overrides.items() for word in ("--set", f"{key}={value}")]
+    command = [sys.executable, "-m", "bitseam.cli.main", "serve", str(path), *sets]
+    with (folder / "server.log").open("w") as log:
+        server = subprocess.Popen(command, stdout=log, stderr=log)
+        try:
+            yield recipe
+        finally:
+            server.send_signal(signal.SIGTERM)
+            server.wait()
+
+
+def make_batch(recipe: config.Recipe, client: ClientModel) -> tuple[torch.Tensor, TextBatch]:
+    """Features (I, N, Dv) and questions of the size of a micro-batch of the demo."""
     questions = [f"What is in the {place}?" for place in ("picture", "top left", "bottom right", "top right")]
     questions = [questions[i % 4] for i in range(recipe.train.batch)]
     images = list(islice((image for image, asked in enumerate(cycle(ASKED)) for _ in range(asked)), recipe.train.batch))
-    text = prompter.batch(questions, ["automobile"] * recipe.train.batch, images)
+    text = Prompter(recipe.text, locate).batch(questions, ["automobile"] * recipe.train.batch, images)
+    tower = client.vision.tower
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(images[-1] + 1, tower.tokens, tower.width, generator=generator), text
+
+
+def measure(recipe: config.Recipe, rounds: int, steps: int) -> dict:
+    """Medians in seconds of split and unsplit steps that take turns."""
     plain = replace(recipe, seam=replace(recipe.seam, image_up=config.Up(quantizer="fp32")))
     client, server = build_client(plain, locate).train(), build_server(plain, locate).train()
-    tower = client.vision.tower
-    features = torch.randn(images[-1] + 1, tower.tokens, tower.width, generator=torch.Generator().manual_seed(0))
+    features, text = make_batch(recipe, client)
     steppers = (
         Stepper(client, recipe.client.rate, recipe.train),
         Stepper(server, recipe.server.rate, recipe.train),

@@ -52,7 +52,11 @@ def _one_thread() -> None:
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
-    folder = tmp_path_factory.mktemp("tiny")
+    return make_tiny(tmp_path_factory.mktemp("tiny"))
+
+
+def make_tiny(folder: Path) -> Tiny:
+    """Checkpoints of a few thousand random weights below `folder`."""
     torch.manual_seed(0)
     vision = Dinov2Config(hidden_size=24, num_hidden_layers=3, num_attention_heads=2, image_size=56, patch_size=14)
     Dinov2Model(vision).save_pretrained(folder / "vision")

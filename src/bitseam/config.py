@@ -106,7 +106,7 @@ class Down:
     codec: GradientName = "stochastic"
     levels: Levels = 4
     block: Literal["token"] | Count = "token"  # elements that share a scale
-    step: Annotated[float, Field(ge=0.05, le=1000)] = 2.0  # of `entropy-stochastic`, in root mean squares of an image
+    step: Annotated[float, Field(ge=0.05, le=1000)] = 2.0  # of `entropy-stochastic`, in root mean squares of a message
 
 
 @dataclass(frozen=True, config=_strict)
@@ -114,10 +114,12 @@ class Seam:
     """Where and how the model is cut.
 
     width: the language model's hidden size, which the client cannot look up.
-    text: `ids` where the server may read the prompt, `codes` where it gets quantized embeddings.
+    text: `ids` where the server may read the prompt, `codes` where it gets quantized embeddings. max_tokens: of an
+    image; the server takes no more.
     """
 
     width: Count
+    max_tokens: Count = 1024
     text: Literal["ids", "codes"] = "ids"
     image_up: Up = Up()
     image_down: Down = Down()
@@ -157,7 +159,12 @@ class Data:
 
 @dataclass(frozen=True, config=_strict)
 class Train:
-    """Training of both halves."""
+    """Training of both halves.
+
+    sharing: with several clients, the server half takes their steps in the order in which they arrive, and each client
+    keeps a half of its own (`sequential`), or client halves are averaged after each `round` (`averaged`: SplitFed,
+    arXiv 2004.12088, its second version).
+    """
 
     steps: Count
     batch: Count = 32
@@ -167,16 +174,33 @@ class Train:
     clip_norm: Rate = 1.0  # of each half's gradient; 0 switches it off
     autocast: Literal["off", "bf16"] = "off"
     checkpoint_every: Count = 500
+    clients: Count = 1  # that train the same server half, each with `steps` of its own; see `sharing`
+    sharing: Literal["sequential", "averaged"] = "sequential"
+    round: Count = 50  # steps between two averages
     calibrate: Count = 8  # batches that set the quantizer's statistics before the first step
 
 
 @dataclass(frozen=True, config=_strict)
 class Network:
-    """Where the parties meet. certificates: a folder made by `bitseam certs`; empty for plaintext on loopback."""
+    """Where the parties meet, and who may speak.
+
+    certificates: a folder made by `bitseam certs`; empty for plaintext on loopback. allow_list: the server's file of
+    clients, as `bitseam certs --fingerprints` prints it; empty for all clients of the authority.
+    """
 
     address: str = "localhost:50051"
     certificates: str = "certs"
+    allow_list: str = ""
+    metrics: str = "localhost:0"  # where the server tells its own machine how it is doing, over plain HTTP; empty: off
+    plaintext_that_anyone_can_read_and_change: bool = False  # between machines, where `certificates` is empty
     patience: Annotated[float, Field(ge=0, le=1e6)] = 600.0  # seconds that a client goes on trying to reach its server
+    keepalive: Annotated[float, Field(ge=0.1, le=1e6)] = 20.0  # seconds of silence until a peer is asked if it is there
+
+    def __post_init__(self) -> None:
+        if self.allow_list and not self.certificates:
+            raise ValueError("allow_list is of certificates: set network.certificates too")
+        if self.plaintext_that_anyone_can_read_and_change and self.certificates:
+            raise ValueError("plaintext_that_anyone_can_read_and_change: set network.certificates to '' if you mean it")
 
 
 @dataclass(frozen=True, config=_strict)

@@ -15,6 +15,7 @@
     |   |-- LimitError           over a limit, refused before memory is taken
     |   `-- StateError           a message that this state does not allow
     |-- RefusedError         the peer says no, and why (handshake differences, a fault in a step)
+    |   `-- QuotaError           a client has used all that the server's allow-list grants it
     `-- TransportError       the way between the parties
         |-- AddressInUseError    the port is taken
         |-- UntrustedError       a certificate that the other side does not know
@@ -83,6 +84,10 @@ class StateError(WireError):
 
 class RefusedError(BitseamError):
     """The peer refuses, and says why."""
+
+
+class QuotaError(RefusedError):
+    """A client has used all that the server's allow-list grants it."""
 
 
 class TransportError(BitseamError):

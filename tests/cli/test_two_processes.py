@@ -15,42 +15,13 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
-import numpy as np
 import pytest
 from conftest import Tiny
-from PIL import Image
+from tiny_run import write_tiny_run
 
 from bitseam.parties.checkpoint import read_config
 from bitseam.transport import make_certificates
-
-RECIPE = """
-name = "tiny"
-device = "cpu"
-threads = 1
-out = "{folder}/run"
-[client]
-checkpoint = "{tiny.vision}"
-image_size = 56
-merge = 2
-[server]
-checkpoint = "{tiny.language}"
-tune = "full"
-[seam]
-width = 32
-[text]
-tokenizer = "{tiny.tokenizer}"
-prompt = "what {{image}} {{question}}"
-[data]
-train = "{folder}/rows.jsonl"
-test = "{folder}/rows.jsonl"
-[train]
-steps = 6
-batch = 4
-checkpoint_every = 2
-[network]
-address = "localhost:{port}"
-certificates = "{folder}/certs"
-"""
+from bitseam.transport.authority import allow_list, revoke
 
 
 @dataclass
@@ -81,20 +52,7 @@ class Work:
 
 @pytest.fixture
 def work(tiny: Tiny, tmp_path: Path) -> Work:
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        port = probe.getsockname()[1]
-    make_certificates(tmp_path / "certs")
-    rng = np.random.default_rng(0)
-    lines = []
-    for i in range(8):
-        Image.fromarray(rng.integers(0, 255, (40, 40, 3), dtype=np.uint8)).save(tmp_path / f"{i}.png")
-        row = {"image": f"{i}.png", "question": "is this a cat ?", "answer": ("yes", "no")[i % 2], "task": "cats"}
-        lines.append(json.dumps(row))
-    (tmp_path / "rows.jsonl").write_text("\n".join(lines))
-    recipe = tmp_path / "tiny.toml"
-    recipe.write_text(RECIPE.format(folder=tmp_path, tiny=tiny, port=port))
-    return Work(tmp_path, recipe)
+    return Work(tmp_path, write_tiny_run(tmp_path, tiny))
 
 
 def ended(process: subprocess.Popen[str], timeout: float = 60) -> tuple[int, str]:
@@ -164,10 +122,22 @@ def test_train_ask_and_merge(work: Work) -> None:
     assert status == 0, output
     assert (merged / "model.safetensors").exists()
 
-    with work.server("--checkpoint", str(newest["server"])):
+    allow = work.folder / "clients.toml"
+    allow.write_text(allow_list(work.folder / "certs") + "quota = { bytes = 1_000_000 }\n")
+    words = ("--checkpoint", str(newest["server"]), "--set", f"network.allow_list={allow}")
+    with work.server(*words) as server:
         status, output = work.run("evaluate", str(work.recipe))
         assert status == 0, output
         assert "cats" in output
+        used = json.loads((work.folder / "run/server/quota.json").read_text())
+        assert used["client"]["steps"] == 6
+        assert used["client"]["bytes"] > framed
+        revoke(work.folder / "certs", "client")
+        status, output = work.run("evaluate", str(work.recipe))
+        assert status == 1
+        assert "the server does not let the client of our certificate speak" in output
+        server.send_signal(signal.SIGTERM)
+        assert "refused: its certificate was revoked at" in ended(server)[1]
 
 
 def finals(work: Work) -> dict[str, bytes]:
@@ -266,7 +236,7 @@ def test_a_certificate_that_the_server_does_not_know(work: Work) -> None:
         server.send_signal(signal.SIGTERM)
         status, output = ended(server)
         assert status == 0
-        assert "Handshake failed" in output
+        assert "a TLS handshake failed" in output
 
 
 def test_a_port_in_use(work: Work) -> None:

@@ -27,7 +27,7 @@ from bitseam.wire import messages_pb2 as pb
 
 def test_predicted_bytes_are_those_on_the_wire(tiny: Tiny) -> None:
     up = RATE | {"projection": "fixed", "rates": (1, 2.5), "distortion_weight": 0.05}
-    recipe = make_recipe(tiny, seam__image_up=up, client__rate=1e-2)
+    recipe = make_recipe(tiny, seam__image_up=up, client__rate=1e-2, train__batch=96)
     with pair(recipe) as split:
         count, model = 96, split.client.model
         pixels = torch.randn(count, 3, 56, 56, generator=torch.Generator().manual_seed(0))

@@ -271,7 +271,7 @@ def test_tables_are_sent_again_when_codes_have_drifted(tiny: Tiny) -> None:
 @pytest.mark.parametrize(
     ("seam", "calibration", "complaint"),
     [
-        ({}, {"image": pb.Statistics(tables=bytes(8))}, "image: tables for a codec that has none"),
+        ({}, {"image": pb.Statistics(tables=bytes(8))}, "image: bytes of tables: 8; the limit is 0"),
         (ENTROPY, {"image": pb.Statistics(tables=bytes(31))}, "take 32 bytes, not 31"),
         (ENTROPY, {"image": pb.Statistics(tables=bytes(32))}, "table 0"),
         (ENTROPY, {"text": pb.Statistics(tables=bytes(32))}, "text: tables for a codec that has none"),

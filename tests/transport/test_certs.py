@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import ssl
+import tomllib
 from pathlib import Path
 
 import pytest
 from cryptography import x509
+from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
+from typer.testing import CliRunner
 
-from bitseam.errors import TransportError
+from bitseam.cli.main import app
+from bitseam.errors import ConfigError, TransportError
 from bitseam.transport import Tls, make_certificates
+from bitseam.transport.authority import add_client, allow_list, revoke
 
 pytest_plugins = ["network"]
 
@@ -77,7 +81,7 @@ def test_nothing_is_overwritten(tmp_path: Path) -> None:
     assert (tmp_path / "client.key").read_text() == "precious"
 
 
-@pytest.mark.parametrize("clients", [("server",), ("ca",), ("a", "a")])
+@pytest.mark.parametrize("clients", [("server",), ("ca",), ("crl",), ("a", "a"), ("../a",), ("",)])
 def test_clients_need_names_of_their_own(tmp_path: Path, clients: tuple[str, ...]) -> None:
     with pytest.raises(TransportError, match="a name of its own"):
         make_certificates(tmp_path / "new", clients=clients)
@@ -103,11 +107,83 @@ def test_files_that_do_not_fit_are_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(os.name != "posix", reason="modes of files")
-def test_a_key_that_others_may_read_is_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.WARNING)
+@pytest.mark.parametrize("mode", [0o640, 0o604, 0o620])
+def test_a_key_of_ours_that_others_can_use_is_refused(tmp_path: Path, mode: int) -> None:
     make_certificates(tmp_path)
     Tls.from_folder(tmp_path, "client")
-    assert not caplog.records
-    (tmp_path / "client.key").chmod(0o640)
-    Tls.from_folder(tmp_path, "client")
-    assert "client.key: other users of this machine may read this key" in caplog.text
+    for name in ("client", "ca"):
+        (tmp_path / f"{name}.key").chmod(mode)
+    with pytest.raises(TransportError, match=r"client\.key: other users .* `chmod 600 .*client\.key`"):
+        Tls.from_folder(tmp_path, "client")
+    with pytest.raises(TransportError, match=r"ca\.key: other users"):
+        add_client(tmp_path, "more")
+    assert not (tmp_path / "more.pem").exists()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="modes of files")
+def test_a_new_folder_of_keys_is_the_owners_alone(tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir(mode=0o755)
+    for name in ("there", "sub/new"):
+        make_certificates(tmp_path / name)
+    assert (tmp_path / "there").stat().st_mode & 0o777 == 0o755  # somebody else's choice
+    assert (tmp_path / "sub/new").stat().st_mode & 0o777 == 0o700
+
+
+def test_a_client_is_added_to_the_authority_that_is_there(tmp_path: Path) -> None:
+    make_certificates(tmp_path)
+    before = (tmp_path / "client.pem").read_bytes()
+    add_client(tmp_path, "more")
+    load(tmp_path / "more.pem").verify_directly_issued_by(load(tmp_path / "ca.pem"))
+    Tls.from_folder(tmp_path, "more")
+    assert (tmp_path / "client.pem").read_bytes() == before
+    if os.name == "posix":
+        assert (tmp_path / "more.key").stat().st_mode & 0o777 == 0o600
+    with pytest.raises(TransportError, match=r"more\.pem is there already"):
+        add_client(tmp_path, "more")
+
+
+def test_only_the_authority_itself_adds_and_revokes(tmp_path: Path) -> None:
+    make_certificates(tmp_path / "a")
+    make_certificates(tmp_path / "b")
+    (tmp_path / "a/foreign.pem").write_bytes((tmp_path / "b/client.pem").read_bytes())
+    for name in ("foreign", "ca"):
+        with pytest.raises(TransportError, match="has not signed it"):
+            revoke(tmp_path / "a", name)
+    (tmp_path / "a/ca.key").write_bytes((tmp_path / "b/ca.key").read_bytes())
+    for act in (add_client, revoke):
+        with pytest.raises(TransportError, match=r"ca\.key: not the key of .*ca\.pem"):
+            act(tmp_path / "a", "client" if act is revoke else "more")
+    with pytest.raises(TransportError, match=r"ca\.pem: No such file"):
+        add_client(tmp_path / "nowhere", "more")
+
+
+def test_revoking_writes_a_list_that_grows(tmp_path: Path) -> None:
+    make_certificates(tmp_path, clients=("one", "two", "three"))
+    authority = load(tmp_path / "ca.pem")
+    for names in (["one"], ["one", "two"], ["one", "two"]):
+        path = revoke(tmp_path, names[-1])
+        found = x509.load_pem_x509_crl(path.read_bytes())
+        assert found.is_signature_valid(authority.public_key())
+        assert {entry.serial_number for entry in found} == {load(tmp_path / f"{n}.pem").serial_number for n in names}
+    assert found.extensions.get_extension_for_class(x509.CRLNumber).value.crl_number == 3
+
+
+def test_fingerprints_are_an_allow_list(tmp_path: Path) -> None:
+    make_certificates(tmp_path, clients=("one", "two"))
+    entries = tomllib.loads(allow_list(tmp_path))["client"]
+    assert [entry["name"] for entry in entries] == ["one", "two"]
+    for entry in entries:
+        shown = load(tmp_path / f"{entry['name']}.pem")
+        assert entry["fingerprint"] == shown.fingerprint(hashes.SHA256()).hex()
+
+
+def test_the_command(tmp_path: Path) -> None:
+    runner, folder = CliRunner(), str(tmp_path / "certs")
+    assert runner.invoke(app, ["certs", folder, "--client", "one"]).exit_code == 0
+    words = ["certs", folder, "--add", "two", "--add", "three", "--revoke", "one", "--fingerprints"]
+    result = runner.invoke(app, words)
+    assert result.exit_code == 0
+    listed = tomllib.loads(result.output[result.output.index("[[client]]") :])["client"]
+    assert [entry["name"] for entry in listed] == ["one", "three", "two"]
+    assert len(x509.load_pem_x509_crl((tmp_path / "certs/crl.pem").read_bytes())) == 1
+    assert isinstance(runner.invoke(app, ["certs", folder, "--client", "x", "--add", "y"]).exception, ConfigError)

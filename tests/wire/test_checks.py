@@ -33,12 +33,14 @@ def hear(message: Any, limits: Limits | None = None) -> None:
 
 
 MALFORMED: list[tuple[str, type[Any], Callable[[Any], Any]]] = [
+    ("weights: not a row of numbers", pb.Average, lambda m: m.weights.shape.append(1)),
+    ("weights: not a row of numbers", pb.Averaged, lambda m: m.ClearField("weights")),
     ("purpose: 0 is unknown", pb.Hello, lambda m: m.ClearField("purpose")),
     ("purpose: 9 is unknown", pb.Hello, lambda m: setattr(m, "purpose", 9)),
     ("session: 15 bytes", pb.Welcome, lambda m: setattr(m, "session", bytes(15))),
     ("session: 17 bytes", pb.Welcome, lambda m: setattr(m, "session", bytes(17))),
     ("fault: 0 is unknown", pb.Refuse, lambda m: m.ClearField("fault")),
-    ("fault: 5 is unknown", pb.Refuse, lambda m: setattr(m, "fault", 5)),
+    ("fault: 99 is unknown", pb.Refuse, lambda m: setattr(m, "fault", 99)),
     ("image: statistics of 4 and 0 bytes", pb.Forward, lambda m: setattr(m.statistics.image, "mean", bytes(4))),
     ("image: statistics of 4 and 8 bytes", pb.Calibrate, lambda m: setattr(m.image, "std", bytes(8))),
     ("text: statistics of 3 and 3", pb.Calibrate, lambda m: m.text.MergeFrom(pb.Statistics(mean=b"abc", std=b"abc"))),
@@ -136,6 +138,7 @@ LIMITS: list[tuple[str, int, Any, Any]] = [
     ("batch", 2, text(2, 0), text(3, 0)),
     ("batch", 2, pb.Tokens(ids=[1, 1]), pb.Tokens(ids=[1, 1, 1])),
     ("tokens", 17, text(1, 17), text(1, 18)),
+    ("image_tokens", 3, image(3, 1), image(4, 1)),
     ("rank", 3, image(1, 1), image(1, 1, 1)),
     ("elements", 12, image(2, 3), image(7)),
     (
@@ -143,6 +146,12 @@ LIMITS: list[tuple[str, int, Any, Any]] = [
         12,
         pb.Backward(step=1, micro=2, image=pb.Coded(shape=[12])),
         pb.Backward(step=1, micro=2, image=pb.Coded(shape=[13])),
+    ),
+    (
+        "weights",
+        2,
+        pb.Average(step=7, weights=pb.Coded(shape=[2])),
+        pb.Average(step=7, weights=pb.Coded(shape=[3])),
     ),
     ("new_tokens", 8, GOLDEN[pb.Ask][0], changed(pb.Ask, lambda m: setattr(m, "max_new_tokens", 9))),
 ]
@@ -157,7 +166,8 @@ def test_every_limit_at_and_over_its_bound(name: str, value: int, at: Any, over:
 
 def test_every_limit_is_tested() -> None:
     sizes = {"frame_bytes", "control_bytes"}  # in test_protocol
-    assert {name for name, *_ in LIMITS} | sizes == set(Limits.__dataclass_fields__)
+    waits = {"hello_seconds", "idle_seconds"}  # in tests/hostile
+    assert {name for name, *_ in LIMITS} | sizes | waits == set(Limits.__dataclass_fields__)
 
 
 def test_a_product_over_64_bits_does_not_wrap() -> None:

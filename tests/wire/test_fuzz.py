@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from wire_examples import GOLDEN, due, listener_at, pair_at, wrap
 
@@ -43,17 +43,20 @@ def test_truncations_and_trailing_data_are_malformed(kind: type[Any]) -> None:
             listener_at(due(kind), message).receive(trailing + frame)
 
 
+@settings(deadline=None)  # of others' work on this machine
 @given(st.sampled_from(State), st.sampled_from((0, 1)), st.binary(max_size=200))
 def test_random_bytes(state: State, side: int, frame: bytes) -> None:
     hear(pair_at(state)[side], frame)
 
 
+@settings(deadline=None)  # of others' work on this machine
 @given(KINDS, st.binary(max_size=100))
 def test_random_bodies_in_a_sound_envelope(kind: type[Any], body: bytes) -> None:
     first = bytes.fromhex(GOLDEN[kind][1])[:1]
     hear(listener_at(due(kind), kind()), first + bytes([len(body)]) + body)
 
 
+@settings(deadline=None)  # of others' work on this machine
 @given(KINDS, st.lists(st.tuples(st.integers(0, 60), st.integers(0, 255)), min_size=1, max_size=4), st.booleans())
 def test_mutated_frames(kind: type[Any], changes: list[tuple[int, int]], whole: bool) -> None:
     frame = bytearray.fromhex(GOLDEN[kind][1])
@@ -77,6 +80,7 @@ text = st.builds(
 )
 
 
+@settings(deadline=None)  # of others' work on this machine
 @given(
     st.builds(pb.Forward, step=number, micro=field, text=text, image=coded | small)
     | st.builds(pb.Ask, text=text, image=coded | small, max_new_tokens=field)

@@ -19,12 +19,14 @@ EXPECTED: dict[State, dict[type[Any], State]] = {
         pb.Calibrate: State.ACKNOWLEDGING,
         pb.Forward: State.STEPPING,
         pb.Checkpoint: State.ACKNOWLEDGING,
+        pb.Average: State.AVERAGING,
         pb.Ask: State.ANSWERING,
         pb.Goodbye: State.CLOSED,
     },
     State.ASKING: {pb.Ask: State.ANSWERING, pb.Goodbye: State.CLOSED},
     State.STEPPING: {pb.Backward: State.TRAINING},
     State.ACKNOWLEDGING: {pb.Ack: State.TRAINING},
+    State.AVERAGING: {pb.Averaged: State.TRAINING},
     State.ANSWERING: {pb.Tokens: State.ANSWERING},
     State.CLOSED: {},
 }
@@ -122,7 +124,7 @@ def test_a_gradient_belongs_to_its_step(step: int, micro: int) -> None:
 def test_frame_sizes_at_and_over_the_limit(kind: type[Any]) -> None:
     message, golden = GOLDEN[kind]
     size = len(bytes.fromhex(golden))
-    heavy = kind in (pb.Calibrate, pb.Forward, pb.Backward, pb.Ask)
+    heavy = kind in (pb.Calibrate, pb.Forward, pb.Backward, pb.Ask, pb.Average, pb.Averaged)
     for spare in (0, -1):
         limits = Limits(**{"frame_bytes" if heavy else "control_bytes": size + spare})
         client, server = pair_at(due(kind))

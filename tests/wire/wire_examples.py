@@ -9,6 +9,7 @@ from bitseam.wire import messages_pb2 as pb
 
 IMAGE = pb.Coded(shape=[2, 1, 3], payload=b"\x1b\x02")
 TEXT = pb.Text(sequences=2, tokens=9, symbols=b"\xaa\xbb")
+WEIGHTS = pb.Coded(shape=[2], payload=bytes(8))
 DIFFERENCE = pb.Difference(field="f", client="1", server="2")
 
 GOLDEN: dict[type[Any], tuple[Any, str]] = {
@@ -38,6 +39,11 @@ GOLDEN: dict[type[Any], tuple[Any, str]] = {
         "3a1a0801100219000000000000f83f20032a090a0302010312021b02",
     ),
     pb.Checkpoint: (pb.Checkpoint(step=7), "42020807"),
+    pb.Average: (pb.Average(step=7, weights=WEIGHTS), "62110807120d0a010212080000000000000000"),
+    pb.Averaged: (
+        pb.Averaged(step=7, weights=WEIGHTS, clients=3),
+        "6a130807120d0a0102120800000000000000001803",
+    ),
     pb.Ask: (
         pb.Ask(text=TEXT, image=IMAGE, max_new_tokens=8),
         "4a170a08080210091a02aabb12090a0302010312021b021808",
@@ -53,10 +59,11 @@ WAY[State.TRAINING] = [*WAY[State.OFFERED], GOLDEN[pb.Welcome][0]]
 WAY[State.ASKING] = [ASKING, GOLDEN[pb.Welcome][0]]
 WAY[State.STEPPING] = [*WAY[State.TRAINING], GOLDEN[pb.Forward][0]]
 WAY[State.ACKNOWLEDGING] = [*WAY[State.TRAINING], GOLDEN[pb.Calibrate][0]]
+WAY[State.AVERAGING] = [*WAY[State.TRAINING], GOLDEN[pb.Average][0]]
 WAY[State.ANSWERING] = [*WAY[State.TRAINING], GOLDEN[pb.Ask][0]]
 WAY[State.CLOSED] = [GOLDEN[pb.Goodbye][0]]
 
-CLIENT_SAYS = {pb.Hello, pb.Calibrate, pb.Forward, pb.Checkpoint, pb.Ask, pb.Goodbye}
+CLIENT_SAYS = {pb.Hello, pb.Calibrate, pb.Forward, pb.Checkpoint, pb.Average, pb.Ask, pb.Goodbye}
 
 
 def wrap(message: Any) -> bytes:
@@ -88,6 +95,7 @@ def due(kind: type[Any]) -> State:
         pb.Refuse: State.OFFERED,
         pb.Backward: State.STEPPING,
         pb.Ack: State.ACKNOWLEDGING,
+        pb.Averaged: State.AVERAGING,
         pb.Tokens: State.ANSWERING,
     }
     return states.get(kind, State.TRAINING)

@@ -57,9 +57,11 @@ def open_party(recipe: config.Recipe, locate: Locate, checkpoint: Path | None, t
         model, _, identity = load_client(checkpoint, locate, recipe.seam)
     model.to(choose_device(recipe.device))
     prompter = Prompter(recipe.text, locate)
-    tls = Tls.from_folder(recipe.network.certificates, "client") if recipe.network.certificates else None
-    dial = partial(connect, recipe.network.address, tls)
-    seam, patience = build_seam(recipe.seam), recipe.network.patience
+    network = recipe.network
+    tls = Tls.from_folder(network.certificates, "client") if network.certificates else None
+    exposed = network.plaintext_that_anyone_can_read_and_change
+    dial = partial(connect, network.address, tls, network.keepalive, exposed)
+    seam, patience = build_seam(recipe.seam), network.patience
     with ClientSession(model, seam, dial, prompter.vocabulary, recipe.train.autocast, patience) as session:
         agreed = terms(recipe, prompter.vocabulary, prompter.fingerprint, None if training else str(identity))
         session.open(agreed, training, partial(held, recipe, "client"))

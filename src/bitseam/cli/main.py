@@ -27,7 +27,9 @@ stdout = Console()
 
 def main() -> None:
     """Entry point: errors of ours are one line on stderr and exit status 1."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[RichHandler(console=Console(stderr=True))])
+    logging.basicConfig(
+        level=logging.INFO, format="%(message)s", handlers=[RichHandler(console=Console(stderr=True), show_path=False)]
+    )
     for noisy in ("httpx", "transformers", "grpc"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     try:
@@ -61,15 +63,29 @@ def assets(
 
 @app.command()
 def certs(
-    folder: Annotated[Path, typer.Argument(help="Where to write them.")] = Path("certs"),
+    folder: Annotated[Path, typer.Argument(help="Where they are.")] = Path("certs"),
     host: Annotated[list[str] | None, typer.Option(help="A name or address that clients reach the server by.")] = None,
     client: Annotated[list[str] | None, typer.Option(help="A client's name.")] = None,
+    add: Annotated[list[str] | None, typer.Option(help="One more client of the authority that is there.")] = None,
+    revoke: Annotated[list[str] | None, typer.Option(help="A client to refuse from now on.")] = None,
+    fingerprints: Annotated[bool, typer.Option(help="Print an allow-list of all clients that are there.")] = False,
 ) -> None:
-    """Make a development authority, a server certificate and client certificates."""
-    from bitseam.transport import make_certificates
+    """Make a development authority, a server certificate and client certificates; add and revoke clients."""
+    from bitseam.transport import authority
 
-    make_certificates(folder, hosts=tuple(host or ("localhost", "127.0.0.1")), clients=tuple(client or ("client",)))
-    stdout.print(f"Wrote {folder}. Give each client ca.pem and its own pair alone; ca.key stays with you.")
+    if (host or client) and (add or revoke or fingerprints):
+        raise ConfigError("--host and --client are for a new authority; --add, --revoke, --fingerprints for one there")
+    if not (add or revoke or fingerprints):
+        hosts, clients = tuple(host or ("localhost", "127.0.0.1")), tuple(client or ("client",))
+        authority.make_certificates(folder, hosts, clients)
+        stdout.print(f"Wrote {folder}. Give each client ca.pem and its own pair alone; ca.key stays with you.")
+    for name in add or []:
+        authority.add_client(folder, name)
+        stdout.print(f"Wrote {folder}/{name}.pem and .key: its owner keeps them as client.pem, client.key with ca.pem.")
+    for name in revoke or []:
+        stdout.print(f"Wrote {authority.revoke(folder, name)}: a server that has it there refuses {name} at once.")
+    if fingerprints:
+        typer.echo(authority.allow_list(folder))
 
 
 @app.command()
@@ -130,6 +146,15 @@ def ask(
     from bitseam.cli.client import run_question
 
     run_question(loaded, locate, image, question, checkpoint, max_new_tokens)
+
+
+@app.command()
+def status(recipe: RecipePath, set_: Set = None) -> None:
+    """Show who is connected to the recipe's server on this machine: step, rate, bytes."""
+    loaded = _load(recipe, set_)
+    from bitseam.cli.status import show_status
+
+    show_status(loaded, stdout)
 
 
 @app.command()

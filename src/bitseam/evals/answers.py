@@ -14,6 +14,7 @@ from rich.progress import track
 from torch import Tensor
 
 from bitseam.parties.client import ClientSession
+from bitseam.parties.limits import QUESTIONS
 from bitseam.parties.text import Prompter
 
 
@@ -52,7 +53,7 @@ def evaluate(
     prompter: Prompter,
     rows: Sequence[Q],
     features: Callable[[Sequence[Path]], Tensor],
-    batch: int = 64,
+    batch: int = QUESTIONS,
     longest: int = 8,
 ) -> Evaluation:
     """Ask every row's question, greedily, `longest` tokens at the most.

@@ -281,6 +281,13 @@ def _own_state(model: nn.Module) -> dict[str, Tensor]:
     return {k: v.contiguous() for k, v in model.state_dict().items() if not k.startswith(_ELSEWHERE)}
 
 
+def shared_state(model: ClientModel) -> list[Tensor]:
+    """What clients of one run may average: every floating-point tensor that is a half's own, statistics among them."""
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    own = {name: t for name, t in model.state_dict().items() if name in trained or not name.startswith(_ELSEWHERE)}
+    return [tensor for tensor in own.values() if tensor.is_floating_point()]
+
+
 def _load_state(model: nn.Module, path: Path, due: set[str]) -> None:
     try:
         missing, unexpected = model.load_state_dict(load_file(path), strict=False)

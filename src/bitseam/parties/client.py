@@ -12,7 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bitseam.codecs import codec_from_config
 from bitseam.errors import CodecError, PeerGoneError, SessionLostError
+from bitseam.parties.checkpoint import shared_state
 from bitseam.parties.connection import Connection
 from bitseam.parties.ledger import Ledger
 from bitseam.parties.models import ClientModel
@@ -25,6 +27,7 @@ from bitseam.transport import Channel
 from bitseam.wire import VERSION
 from bitseam.wire import messages_pb2 as pb
 
+_WEIGHTS = codec_from_config({"id": "fp32"})
 T = TypeVar("T")
 _NAMED = 64  # checkpoints that a Hello may name
 
@@ -163,6 +166,17 @@ class ClientSession:
         if acked != step:
             raise CodecError(f"the server wrote a checkpoint of step {acked} where {step} was asked")
         self.stopping = False
+
+    @torch.no_grad()
+    def average(self, step: int) -> int:
+        """Put the mean of all clients' halves in the place of ours, at the end of a round; returns of how many."""
+        tensors = shared_state(self.model)
+        weights = torch.cat([tensor.detach().flatten().float().cpu() for tensor in tensors])
+        answer = self._exchange(pb.Average(step=step, weights=encode(_WEIGHTS, weights)), pb.Averaged)
+        mean = decode(_WEIGHTS, answer.weights, tuple(weights.shape), "averaged weights", torch.device("cpu"))
+        for tensor, part in zip(tensors, mean.split([tensor.numel() for tensor in tensors]), strict=True):
+            tensor.copy_(part.view_as(tensor))
+        return int(answer.clients)
 
     def state(self) -> dict[str, Tensor]:
         """What the session remembers from step to step, for `restore`."""

@@ -19,6 +19,7 @@ from torch import Tensor
 from bitseam.parties.text import TextBatch
 
 _PADDING, _SHARED = -1, -1
+_MOST = 4  # a group is no longer than so many of the longest rows of its own: attention takes the length squared
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,8 @@ def packed(text: TextBatch, tokens: int, ids_known: bool = True) -> Layout:
     ids = text.ids.tolist()
     for b, (start, at, image) in enumerate(zip(starts, text.image_at.tolist(), text.image.tolist(), strict=True)):
         groups.setdefault((image, *ids[start : start + at]) if ids_known else b, []).append(b)
-    members = list(groups.values())
+    most = _MOST * (tokens + int(text.lengths.max()))
+    members = [part for group in groups.values() for part in _cut(text, tokens, group, most)]
     sizes = _sizes(text, tokens, members)
     return _lay_out(text, tokens, members, _first_fit(sizes), max(sizes))
 
@@ -79,6 +81,21 @@ def left_padded(text: TextBatch, tokens: int) -> Layout:
 def _sizes(text: TextBatch, tokens: int, members: Sequence[Sequence[int]]) -> list[int]:
     own = (text.lengths - text.image_at).tolist()
     return [int(text.image_at[group[0]]) + tokens + sum(own[b] for b in group) for group in members]
+
+
+def _cut(text: TextBatch, tokens: int, group: Sequence[int], most: int) -> list[list[int]]:
+    """A group in parts of `most` tokens each, in order."""
+    shared = int(text.image_at[group[0]]) + tokens
+    parts: list[list[int]] = []
+    size = most
+    for b in group:
+        own = int(text.lengths[b] - text.image_at[b])
+        if size + own > most:
+            parts.append([])
+            size = shared
+        parts[-1].append(b)
+        size += own
+    return parts
 
 
 def _first_fit(sizes: Sequence[int]) -> list[tuple[int, int]]:

@@ -39,7 +39,10 @@ class Ledger:
             payload = len(coded.payload)
             if payload:
                 name = f"{part} ({self.codecs.get(f'{direction}.{part}', '?')})"
-                self._add(direction, kind, name, payload, 2 * math.prod(coded.shape[:-1]) * self.width)
+                numbers = math.prod(coded.shape)
+                if part != "weights":
+                    numbers = math.prod(coded.shape[:-1]) * self.width
+                self._add(direction, kind, name, payload, 2 * numbers)
                 rest -= payload
         self._add(direction, kind, "rest", rest, rest)
 
@@ -82,3 +85,5 @@ def _coded(message: object) -> Iterable[tuple[str, pb.Coded]]:
     elif isinstance(message, pb.Backward):
         yield "image", message.image
         yield "text", message.text
+    elif isinstance(message, pb.Average | pb.Averaged):
+        yield "weights", message.weights

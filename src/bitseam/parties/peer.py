@@ -29,11 +29,13 @@ class Peer:
         self.channel = channel
         self.ledger = ledger
         self._protocol = Protocol(role, limits or Limits())
+        channel.most = self._protocol.most
         self._out: Literal["up", "down"] = "up" if role == "client" else "down"
         self._in: Literal["up", "down"] = "down" if role == "client" else "up"
 
     def send(self, message: Any) -> None:
         frame = self._protocol.send(message)
+        self.channel.most = self._protocol.most  # before the other side can know that it may
         self.channel.send(frame)
         self.ledger.record(self._out, message, frame)
 
@@ -41,6 +43,7 @@ class Peer:
         """The next message. Raises RefusedError where the server refuses, PeerGoneError where it is being stopped."""
         frame = self.channel.receive(timeout)
         message = self._protocol.receive(frame)
+        self.channel.most = self._protocol.most
         self.ledger.record(self._in, message, frame)
         if isinstance(message, pb.Refuse):
             if message.fault == pb.STOPPING:
@@ -87,6 +90,12 @@ def decode(codec: Codec, coded: pb.Coded, shape: tuple[int, ...], what: str, dev
         return codec.decode(coded.payload, shape).to(device)
     except CodecError as error:
         raise type(error)(f"{what}: {error}") from error
+
+
+def printable(text: str, most: int = 300) -> str:
+    """What a peer wrote, for a log: on one line, and not for ever."""
+    cut = text if len(text) <= most else f"{text[:most]}... ({len(text)} characters)"
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in cut)
 
 
 def _explain(refusal: pb.Refuse) -> str:

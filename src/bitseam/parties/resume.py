@@ -31,6 +31,11 @@ def resume_training(state: Mapping[str, Tensor], stepper: Stepper) -> dict[str, 
             torch.cuda.set_rng_state(state[f"random.cuda.{i}"], i)
     except (KeyError, RuntimeError, ValueError) as error:
         raise ModelError(f"training.safetensors does not fit this machine or half: {error}") from error
+    return own_part(state)
+
+
+def own_part(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What a half has of its own in `state`: `more` of `training_state`."""
     return _below("own.", state)
 
 

@@ -130,6 +130,9 @@ def terms(recipe: config.Recipe, vocabulary: int, tokenizer: str, weights: str |
         agreed["model.weights"] = weights
     else:
         agreed["train.steps"] = str(recipe.train.steps)
+        agreed["train.clients"] = str(recipe.train.clients)
+        agreed["train.sharing"] = recipe.train.sharing
+        agreed["train.round"] = str(recipe.train.round)
         agreed["train.accumulate"] = str(recipe.train.accumulate)
         agreed["train.checkpoint_every"] = str(recipe.train.checkpoint_every)
     return agreed

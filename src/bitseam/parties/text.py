@@ -32,6 +32,7 @@ import hashlib
 import lzma
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import groupby
 from typing import Any
 
@@ -97,7 +98,7 @@ class Prompter:
         """The token that ends an answer."""
         return self.tokenizer.eos_token_id
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """SHA-256 of the tokenizer's whole definition: equal text gives equal ids on both sides."""
         whole = self.tokenizer.backend_tokenizer.to_str() + repr(sorted(self.tokenizer.special_tokens_map.items()))
@@ -222,9 +223,19 @@ def _symbols(text: TextBatch, hidden: bool) -> NDArray[np.int64]:
     return np.concatenate(symbols)[np.lexsort((kind, place, sequence))]
 
 
+def most_symbol_bytes(sequences: int, tokens: int, vocabulary: int) -> int:
+    """The longest stream of so many: what LZMA cannot make smaller it makes longer by less than a sixteenth."""
+    raw = _most_symbols(sequences, tokens) * _symbol_type(vocabulary).itemsize
+    return raw + raw // 16 + 1024
+
+
+def _most_symbols(sequences: int, tokens: int) -> int:
+    return 2 * (sequences + tokens)  # a sequence has its start and HERE, and a token may have a TURN
+
+
 def _decompressed(message: pb.Text, vocabulary: int) -> NDArray[np.int64]:
     kind = _symbol_type(vocabulary)
-    most = 2 * (message.sequences + message.tokens)  # a sequence has its start and HERE, and a token may have a TURN
+    most = _most_symbols(message.sequences, message.tokens)
     stream = lzma.LZMADecompressor(lzma.FORMAT_RAW, filters=_filters(vocabulary))
     try:
         raw = stream.decompress(message.symbols, max_length=most * kind.itemsize + 1)

@@ -6,17 +6,20 @@ import json
 import logging
 import signal
 import threading
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from bitseam import config
-from bitseam.errors import BitseamError
 from bitseam.parties.checkpoint import Locate
 from bitseam.parties.party import ServerParty, StepReport
+from bitseam.parties.quota import Quotas
 from bitseam.parties.runlog import RunLog, peak_memory
-from bitseam.parties.server import ServerSession
-from bitseam.transport import Channel, Listener, Tls
+from bitseam.serve.events import event_log
+from bitseam.serve.metrics import Metrics, publish
+from bitseam.serve.sessions import Sessions
+from bitseam.transport import Admission, Listener, Tls
 
 log = logging.getLogger(__name__)
 
@@ -30,22 +33,41 @@ def serve(recipe: config.Recipe, locate: Locate, checkpoint: Path | None = None)
     Goes on where the recipe's folder ends, or begins anew. checkpoint: a folder to answer from instead. A client that
     goes away or misbehaves ends its own session alone.
     """
+    network = recipe.network
+    tls = Tls.from_folder(network.certificates, "server") if network.certificates else None
+    admission = None
+    if tls is not None:  # a list with a fault in it is told before anything else is loaded
+        allow_list = Path(network.allow_list) if network.allow_list else None
+        admission = Admission(tls.authority, tls.revocations, allow_list)
     party = ServerParty(recipe, locate, checkpoint)
-    tls = Tls.from_folder(recipe.network.certificates, "server") if recipe.network.certificates else None
+    if admission is not None:
+        party.quotas = Quotas(admission.quota, recipe.folder / "server" / "quota.json")
     told = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: told.set())
-    with RunLog(recipe.folder, "server", recipe.train.steps) as bar:
-        party.on_step = lambda report: bar.step(report.step, _row(report))
-        handler = _Handler(party)
-        listener = Listener(recipe.network.address, handler, tls, _SESSIONS)
+    sessions = Sessions(party)
+    metrics = Metrics(party, sessions)
+    with ExitStack() as stack:
+        bar = stack.enter_context(RunLog(recipe.folder, "server", recipe.train.steps * recipe.train.clients))
+        stack.enter_context(event_log(recipe.folder / "server" / "events.jsonl"))
+
+        def on_step(report: StepReport) -> None:
+            bar.step(report.step, _row(report))
+            metrics.on_step(report)
+
+        party.on_step = on_step
+        exposed = network.plaintext_that_anyone_can_read_and_change
+        listener = Listener(network.address, sessions, tls, _SESSIONS, network.keepalive, admission, exposed)
+        if network.metrics:
+            stack.callback(publish(metrics, network.metrics, recipe.folder / "server" / "metrics.json").shutdown)
         listener.start()
-        log.info("listening on %s; the language half is at step %d", recipe.network.address, party.step)
+        log.info("listening on %s; the language half is at step %d", network.address, party.step)
         try:
             told.wait()
             log.info("stopping")
+            listener.leave()
             party.stopping.set()
-            handler.wait_for_trainers(_GRACE)
+            sessions.wait_for_trainers(_GRACE)
         finally:
             listener.stop(grace=2)
     parameters = sum(p.numel() for p in party.model.parameters())
@@ -53,35 +75,6 @@ def serve(recipe: config.Recipe, locate: Locate, checkpoint: Path | None = None)
     summary_path = recipe.folder / "server" / "summary.json"
     summary_path.parent.mkdir(parents=True, exist_ok=True)
     summary_path.write_text(json.dumps(summary))
-
-
-class _Handler:
-    """Runs each session, and knows which there are."""
-
-    def __init__(self, party: ServerParty) -> None:
-        self._party = party
-        self._sessions: set[ServerSession] = set()
-        self._changed = threading.Condition()
-
-    def __call__(self, channel: Channel) -> None:
-        session = ServerSession(self._party, channel)
-        with self._changed:
-            self._sessions.add(session)
-        try:
-            session.run()
-        except Exception as error:
-            log.error("%s: %s", channel.peer, error, exc_info=not isinstance(error, BitseamError))
-        else:
-            log.info("%s: session over", channel.peer)
-        finally:
-            with self._changed:
-                self._sessions.remove(session)
-                self._changed.notify_all()
-
-    def wait_for_trainers(self, seconds: float) -> None:
-        """Until no session trains any more, or the time is over."""
-        with self._changed:
-            self._changed.wait_for(lambda: not any(session.training for session in self._sessions), seconds)
 
 
 def _row(report: StepReport) -> dict[str, Any]:

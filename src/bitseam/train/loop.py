@@ -49,8 +49,10 @@ def train(session: ClientSession, recipe: config.Recipe, batches: Batches) -> Pa
                 while session.reached < plan.steps:
                     step = session.reached + 1
                     progress.step(step, _step(session, recipe, stepper, batches, step))
+                    if plan.sharing == "averaged" and step % plan.round == 0:
+                        session.average(step)
                     if step % plan.checkpoint_every == 0 or step == plan.steps or session.stopping:
-                        _checkpoint(session, recipe, stepper)
+                        write_checkpoints(session, recipe, stepper)
                 return folder_of(recipe.folder, "client", plan.steps)
             except SessionLostError as error:
                 log.warning("%s", error)
@@ -73,11 +75,11 @@ def _begin(session: ClientSession, recipe: config.Recipe, stepper: Stepper, batc
         drawn = [batches(i) for i in range(recipe.train.calibrate)]
         features = torch.cat([features.detach() for features, _ in drawn])
         session.calibrate(features, TextBatch.join([text for _, text in drawn]))
-        _checkpoint(session, recipe, stepper)
+        write_checkpoints(session, recipe, stepper)
 
 
-def _checkpoint(session: ClientSession, recipe: config.Recipe, stepper: Stepper) -> None:
-    """Both halves at the present step; the server's first, so that ours never is of a step that it does not have."""
+def write_checkpoints(session: ClientSession, recipe: config.Recipe, stepper: Stepper) -> None:
+    """Both halves, at the present step: the server's first, so that ours never is of a step that it does not have."""
     session.checkpoint(session.reached)
     identity = Identity(session.run, session.reached)
     state = training_state(stepper, session.state())

@@ -1,8 +1,22 @@
 """Bytes <-> network: channels in memory and over gRPC with mutual TLS, and certificates."""
 
-from bitseam.transport.certs import Tls, make_certificates
+from bitseam.transport.allow import Admission, Quota
+from bitseam.transport.authority import make_certificates
+from bitseam.transport.certs import Tls
 from bitseam.transport.channel import Channel
-from bitseam.transport.grpc import Listener, connect
+from bitseam.transport.flow import HELD_BYTES
+from bitseam.transport.grpc import Listener, connect, split_address
 from bitseam.transport.memory import memory_pair
 
-__all__ = ["Channel", "Listener", "Tls", "connect", "make_certificates", "memory_pair"]
+__all__ = [
+    "HELD_BYTES",
+    "Admission",
+    "Channel",
+    "Listener",
+    "Quota",
+    "Tls",
+    "connect",
+    "make_certificates",
+    "memory_pair",
+    "split_address",
+]

@@ -8,53 +8,67 @@ from __future__ import annotations
 import errno
 import ipaddress
 import logging
-import queue
 import socket
 import ssl
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from urllib.parse import unquote
 
 import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_fixed
 
-from bitseam.errors import AddressInUseError, PeerGoneError, TransportError, UntrustedError
+from bitseam.errors import AddressInUseError, BitseamError, LimitError, PeerGoneError, TransportError, UntrustedError
+from bitseam.transport.allow import Admission
 from bitseam.transport.certs import Tls, common_name, describe
 from bitseam.transport.channel import Channel, Inbox
+from bitseam.transport.checksum import Checksum
+from bitseam.transport.core_log import log_failed_handshakes
+from bitseam.transport.flow import PIECE, Assembly, Outbox, Places
 from bitseam.transport.meter import Meter
-from bitseam.wire import Limits
 
 log = logging.getLogger(__name__)
 
 _SERVICE, _METHOD = "bitseam.v1.Seam", "Session"
 _OPTIONS = [
-    ("grpc.max_send_message_length", Limits().frame_bytes),
-    ("grpc.max_receive_message_length", Limits().frame_bytes),
+    ("grpc.max_send_message_length", 2 * PIECE),
+    ("grpc.max_receive_message_length", 2 * PIECE),
     ("grpc.enable_http_proxy", 0),  # the address is the peer's own, and a proxy would end the TLS
-    ("grpc.keepalive_time_ms", 20_000),  # a peer that vanished without a word is noticed within 40 seconds
-    ("grpc.keepalive_timeout_ms", 20_000),
     ("grpc.http2.max_pings_without_data", 0),
-    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+    ("grpc.http2.min_ping_interval_without_data_ms", 100),  # a peer may ask more often than we do
 ]
+KEEPALIVE = 20.0  # seconds of silence until a peer is asked whether it is there
 _HTTP2_GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0"  # RFC 9113, 3.4
 _CONNECTING = threading.Lock()  # one at a time, so that each meter knows its own connection
 _SETTINGS = b"\4"  # the type of the frame that greets back
+_HANDSHAKES, _PAUSE = 3, 0.1  # seconds between tries of a handshake
 _READY = 10.0  # seconds for gRPC's own connection, once the server is known to be there
+_REVIEW = 1.0  # seconds between looks at whether those who speak still may
+_SESSIONS_OF_A_CLIENT = 4  # even of few: a link that broke may not be missed yet when the next one comes
 _FLUSH = 5.0  # seconds that a closing side gives its last frames
 
 
 class GrpcChannel(Channel):
-    """One end of a stream; `outbox` feeds gRPC's sender until None."""
+    """One end of a stream; `outbox` feeds gRPC's sender.
 
-    def __init__(self, peer: str, name: str, meter: Meter, end: Callable[[], None]) -> None:
+    plaintext: frames carry checksums; see `bitseam.transport.checksum`.
+    """
+
+    def __init__(self, peer: str, name: str, meter: Meter, end: Callable[[], None], plaintext: bool) -> None:
         self.peer, self.name = peer, name
         self.inbox = Inbox()
-        self.outbox: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+        self.outbox = Outbox()
         self.over = threading.Event()
         self._meter, self._end = meter, end
+        self._sums = (Checksum(), Checksum()) if plaintext else None  # of what goes and of what comes
         self._counted: tuple[int, int] | None = None
         self._closed = False
+
+    @property
+    def gone(self) -> bool:
+        return self._closed or self.over.is_set()
 
     def send(self, frame: bytes) -> None:
         if self._closed:
@@ -68,7 +82,8 @@ class GrpcChannel(Channel):
     def close(self) -> None:
         if not self._closed:
             self._closed = True
-            self.outbox.put(None)
+            self.inbox.shut()
+            self.outbox.end()
             self._end()
 
     def socket_bytes(self) -> tuple[int, int] | None:
@@ -76,32 +91,48 @@ class GrpcChannel(Channel):
             self._counted = self._meter.read()
         return self._counted
 
-    def finish(self, reason: str) -> None:
-        """Nothing crosses any more; `receive` gives out what has arrived, then the reason."""
+    def finish(self, reason: str, error: type[BitseamError] = PeerGoneError) -> None:
+        """Nothing crosses any more; `receive` gives out what has arrived, then raises `error`."""
         self.socket_bytes()  # while the connection is there
         self.over.set()
-        self.inbox.end(reason)
-        self.outbox.put(None)
+        self.inbox.end(reason, error)
+        self.outbox.end()
 
-    def frames_out(self) -> Iterator[bytes]:
-        """What gRPC sends: frames until `close`."""
-        while (frame := self.outbox.get()) is not None:
-            yield frame
+    def pieces_out(self) -> Iterator[bytes]:
+        """What gRPC sends: pieces of frames, until `close`."""
+        for piece in self.outbox.pieces():
+            yield self._sums[0].seal(piece) if self._sums else piece
+
+    def take(self, received: Iterable[bytes]) -> None:
+        """Give the pieces that gRPC receives to `receive`, as frames, to the end.
+
+        While frames wait to be received, no more pieces are taken from gRPC, which then lets the peer send no more.
+        Raises LimitError for a frame of more than `most` bytes, PeerGoneError for a piece damaged on the way.
+        """
+        assembly = Assembly()
+        for message in received:
+            piece = self._sums[1].open(message) if self._sums else message
+            self.inbox.wait_for_room()
+            if (frame := assembly.add(piece, self.most)) is not None:
+                self.inbox.put(frame)
 
 
-def connect(address: str, tls: Tls | None) -> GrpcChannel:
+def connect(address: str, tls: Tls | None, keepalive: float = KEEPALIVE, exposed: bool = False) -> GrpcChannel:
     """A client's channel to `address`, "host:port".
 
-    Raises UntrustedError where either side does not know the
-    other's certificate, PeerGoneError where nobody listens, TransportError for plaintext to another machine or where
-    one side alone uses TLS. `socket_bytes` counts the session's connection, not the short one that tries the server.
+    keepalive: seconds of silence, .1 or more, after which the peer is asked whether it is there; three times as many
+    later it is given up. exposed: plaintext to another machine, for all on the way to read and change. Raises
+    UntrustedError where either side does not know the other's certificate, PeerGoneError where nobody listens,
+    TransportError for plaintext to another machine that is not `exposed` or where one side alone uses TLS.
+    `socket_bytes` counts the session's connection, not the short one that tries the server.
     """
     host, port = split_address(address)
-    _require_tls(host, tls)
+    _require_tls(host, tls, exposed)
     certificate_seen = _reach(host, port, tls)
     peer = f"server {describe(certificate_seen)} at {address}" if certificate_seen else f"server at {address}"
     name = common_name(certificate_seen) if certificate_seen else ""
-    options = [*_OPTIONS, ("grpc.use_local_subchannel_pool", 1)]  # a connection for each session
+    # A connection for each session.
+    options = [*_OPTIONS, *_keepalive(keepalive), ("grpc.use_local_subchannel_pool", 1)]
     if tls is None:
         network = grpc.insecure_channel(address, options)
     else:
@@ -121,18 +152,19 @@ def connect(address: str, tls: Tls | None) -> GrpcChannel:
         channel.over.wait(_FLUSH)
         network.close()
 
-    channel = GrpcChannel(peer, name, meter, end)
-    call = network.stream_stream(f"/{_SERVICE}/{_METHOD}")(channel.frames_out())
+    channel = GrpcChannel(peer, name, meter, end, plaintext=tls is None)
+    call = network.stream_stream(f"/{_SERVICE}/{_METHOD}")(channel.pieces_out())
 
     def read() -> None:
-        reason = "the server went away"
+        reason: tuple[str, type[BitseamError]] = "the server went away", PeerGoneError
         try:
-            for frame in call:
-                channel.inbox.put(frame)
+            channel.take(call)
+        except (LimitError, PeerGoneError) as error:
+            reason = str(error), type(error)
+            call.cancel()
         except grpc.RpcError as error:
-            details = str(error.details() if isinstance(error, grpc.Call) else error)
-            reason = f"the server went away ({details})" if details else reason
-        channel.finish(reason)
+            reason = _ended(error, address)
+        channel.finish(*reason)
 
     threading.Thread(target=read, daemon=True, name="bitseam-reader").start()
     return channel
@@ -142,23 +174,40 @@ class Listener:
     """A server: `handler` runs with the channel of each session, in a thread of its own.
 
     The session ends when the handler returns or raises. `address` is "host:port"; port 0 takes a free one, see `port`.
-    More than `max_sessions` at a time are refused. A peer that fails the TLS handshake never comes to the handler: gRPC
-    itself writes "Handshake failed" and the reason to stderr. Raises AddressInUseError, or TransportError for an
+    More than `max_sessions` at a time are refused, and more than a quarter of them to one client that a certificate
+    names. A peer whose certificate is not verified, or that `admission` does
+    not let in, never comes to the handler: our log has the reason, and the peer is told none. With TLS, and no
+    `admission` given, every client of the authority is let in whose certificate it has not revoked. exposed: plaintext
+    for other machines, for all on the way to read and change. Raises AddressInUseError, or TransportError for an
     address or certificates that cannot be used.
     """
 
     def __init__(
-        self, address: str, handler: Callable[[Channel], None], tls: Tls | None, max_sessions: int = 32
+        self,
+        address: str,
+        handler: Callable[[Channel], None],
+        tls: Tls | None,
+        max_sessions: int = 32,
+        keepalive: float = KEEPALIVE,
+        admission: Admission | None = None,
+        exposed: bool = False,
     ) -> None:
         host, port = split_address(address)
-        _require_tls(host, tls)
+        _require_tls(host, tls, exposed)
         _require_free(host, port)
-        self._handler = handler
+        self._handler, self._plaintext = handler, tls is None
+        self._admission = admission or (Admission(tls.authority, tls.revocations) if tls is not None else None)
+        # Those with a certificate, and how to end their calls.
+        self._admitted: dict[GrpcChannel, tuple[bytes, Callable[[], object]]] = {}
+        self._stopped = threading.Event()
+        self._places = Places(max(max_sessions // 4, _SESSIONS_OF_A_CLIENT))
         self._server = grpc.server(
             ThreadPoolExecutor(max_sessions, "bitseam-session"),
-            options=[*_OPTIONS, ("grpc.so_reuseport", 0)],
+            options=[*_OPTIONS, *_keepalive(keepalive), *_server_options(max_sessions)],
             maximum_concurrent_rpcs=max_sessions,
         )
+        self._health = health.HealthServicer()
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         method = grpc.stream_stream_rpc_method_handler(self._session)
         self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(_SERVICE, {_METHOD: method}),))
         try:
@@ -173,26 +222,72 @@ class Listener:
             raise TransportError(f"{address}: cannot listen there: {error}") from error
 
     def start(self) -> None:
+        if self._admission is not None:
+            log_failed_handshakes()
+            review = (self._admission,)
+            threading.Thread(target=self._review, args=review, daemon=True, name="bitseam-admission").start()
         self._server.start()
+        self._tell_health(health_pb2.HealthCheckResponse.SERVING)
+
+    def leave(self) -> None:
+        """Say through gRPC's health service that nobody should come here any more."""
+        self._tell_health(health_pb2.HealthCheckResponse.NOT_SERVING)
 
     def stop(self, grace: float = 0.0) -> None:
         """Take no new session, and end those that run after `grace` seconds."""
+        self._stopped.set()
         self._server.stop(grace).wait()
 
+    def _tell_health(self, status: int) -> None:
+        for name in ("", _SERVICE):
+            self._health.set(name, status)
+
+    def _admit(self, context: Any) -> GrpcChannel:
+        """The channel of a client that may speak; ends the call of another, without a reason."""
+        where, certificate = unquote(context.peer()).partition(":")[2], _certificate(context)
+        peer, name = f"client at {where}", ""
+        if certificate is not None and self._admission is not None:
+            try:
+                peer = f"client {describe(certificate)} at {where}"
+                name = self._admission.admit(certificate)
+            except (UntrustedError, ValueError) as error:
+                log.warning("%s: refused: %s", peer, error)
+                context.abort(grpc.StatusCode.UNAUTHENTICATED, "")
+        channel = GrpcChannel(peer, name, Meter(*_peer_address(context.peer())), lambda: None, self._plaintext)
+        if certificate is not None:
+            self._admitted[channel] = certificate, context.cancel
+        return channel
+
+    def _review(self, admission: Admission) -> None:
+        """End the sessions of clients that have lost their admission since they began."""
+        while not self._stopped.wait(_REVIEW):
+            for channel, (certificate, end) in list(self._admitted.items()):
+                try:
+                    admission.admit(certificate)
+                except UntrustedError as error:
+                    log.warning("%s: its session is ended: %s", channel.peer, error)
+                    channel.finish(f"the client may not speak any more: {error}", UntrustedError)
+                    end()
+
     def _session(self, frames: Iterator[bytes], context: Any) -> Iterator[bytes]:
-        peer, name = _identify(context)
-        channel = GrpcChannel(peer, name, Meter(*_peer_address(context.peer())), lambda: None)
+        channel = self._admit(context)
+        placed = self._places.take(channel.name)
 
         def over() -> None:
+            if placed:
+                self._places.free(channel.name)
+            self._admitted.pop(channel, None)
             channel.finish("the client went away")
 
         def read() -> None:
+            reason: tuple[str, type[BitseamError]] = "the client went away", PeerGoneError
             try:
-                for frame in frames:
-                    channel.inbox.put(frame)
+                channel.take(frames)
+            except (LimitError, PeerGoneError) as error:
+                reason = str(error), type(error)
             except Exception:  # gRPC raises a bare Exception where a request stream breaks
                 pass
-            channel.inbox.end("the client went away")
+            channel.inbox.end(*reason)
 
         def run() -> None:
             try:
@@ -201,12 +296,27 @@ class Listener:
                 log.exception("%s: the session broke", channel.peer)
             finally:
                 channel.close()
+                if not channel.over.wait(_FLUSH):
+                    context.cancel()  # the client does not take our last frames
 
         if not context.add_callback(over):
             over()  # the client has gone already
+        elif not placed:
+            context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, f"a client may have {self._places.each} sessions")
         threading.Thread(target=read, daemon=True, name="bitseam-reader").start()
         threading.Thread(target=run, name="bitseam-handler").start()
-        yield from channel.frames_out()
+        yield from channel.pieces_out()
+
+
+def _server_options(max_sessions: int) -> list[tuple[str, int]]:
+    """What connections may take that have no session, or none yet."""
+    return [
+        ("grpc.so_reuseport", 0),
+        ("grpc.max_allowed_incoming_connections", 256 + max_sessions),
+        ("grpc.max_concurrent_streams", 8),  # of a connection; a client of ours has one, and its operator's probes
+        ("grpc.server_handshake_timeout_ms", 10_000),
+        ("grpc.max_connection_idle_ms", 60_000),
+    ]
 
 
 def split_address(address: str) -> tuple[str, int]:
@@ -217,18 +327,30 @@ def split_address(address: str) -> tuple[str, int]:
     return host.strip("[]"), int(port)
 
 
-def _require_tls(host: str, tls: Tls | None) -> None:
+def _keepalive(seconds: float) -> list[tuple[str, int]]:
+    # The answer to a ping goes by `ping_timeout`; `keepalive_timeout` is for bytes that TCP gets no word of. An answer
+    # may have to wait behind all that the system has taken to send: on a slow line, too few seconds end a sound
+    # connection.
+    parts = {"keepalive_time": 1, "keepalive_timeout": 1, "http2.ping_timeout": 3}
+    return [(f"grpc.{name}_ms", round(seconds * part * 1000)) for name, part in parts.items()]
+
+
+def _require_tls(host: str, tls: Tls | None, exposed: bool) -> None:
     if tls is not None or host == "localhost":
         return
     try:
         loopback = ipaddress.ip_address(host).is_loopback
     except ValueError:
         loopback = False
-    if not loopback:
+    risk = "without TLS, anyone on the way reads and changes what crosses, and anyone may speak"
+    if loopback:
+        return
+    if not exposed:
         raise TransportError(
-            f"{host}: without TLS, anyone on the way reads and changes what crosses; set network.certificates "
-            "(`bitseam certs` makes a development set). Plaintext is for loopback alone"
+            f"{host}: {risk}; set network.certificates (`bitseam certs` makes a development set). Plaintext is for "
+            "loopback alone, unless network.plaintext_that_anyone_can_read_and_change says otherwise"
         )
+    log.warning("PLAINTEXT with %s: %s. network.plaintext_that_anyone_can_read_and_change has allowed it", host, risk)
 
 
 def _require_free(host: str, port: int) -> None:
@@ -254,8 +376,19 @@ def _require_free(host: str, port: int) -> None:
 def _reach(host: str, port: int, tls: Tls | None) -> bytes | None:
     """See that a server listens, and that both sides trust each other; returns its certificate in DER form.
 
-    gRPC tells little of why a handshake failed, so one is made by Python's own TLS first.
+    gRPC tells little of why a handshake failed, so one is made by Python's own TLS first. A server refuses without a
+    word; so may a link that breaks, but not several times.
     """
+    tries = Retrying(
+        retry=retry_if_exception(lambda e: isinstance(e, TransportError) and not isinstance(e, PeerGoneError)),
+        wait=wait_fixed(_PAUSE),
+        stop=stop_after_attempt(_HANDSHAKES),
+        reraise=True,
+    )
+    return tries(_greet, host, port, tls)
+
+
+def _greet(host: str, port: int, tls: Tls | None) -> bytes | None:
     try:
         with socket.create_connection((host, port), timeout=_READY) as plain:
             if tls is not None:
@@ -299,9 +432,18 @@ def _shake_hands(plain: socket.socket, host: str, port: int, tls: Tls) -> bytes 
         if not answer:
             raise UntrustedError(
                 f"{address}: the server does not accept our certificate {tls.certificate}: {why}. The server trusts "
-                "another authority, or the certificate is expired or not a client's; its stderr says which"
+                "another authority, or the certificate is expired or not a client's; its log says which"
             )
         return secure.getpeercert(binary_form=True)
+
+
+def _ended(error: grpc.RpcError, address: str) -> tuple[str, type[TransportError]]:
+    """Why a call to the server at `address` ended, for its channel."""
+    if isinstance(error, grpc.Call) and error.code() is grpc.StatusCode.UNAUTHENTICATED:
+        refusal = "the server does not let the client of our certificate speak; its operator and its log know why"
+        return f"{address}: {refusal}", UntrustedError
+    details = str(error.details() if isinstance(error, grpc.Call) else error)
+    return f"the server went away ({details})" if details else "the server went away", PeerGoneError
 
 
 def _peer_address(peer: str) -> tuple[str, int]:
@@ -310,11 +452,7 @@ def _peer_address(peer: str) -> tuple[str, int]:
     return host.strip("[]"), int(port)
 
 
-def _identify(context: Any) -> tuple[str, str]:
-    """Who a client is: for logs, and the common name of its certificate."""
-    where = unquote(context.peer()).partition(":")[2]
+def _certificate(context: Any) -> bytes | None:
+    """What the client showed and gRPC verified, in DER form; None in plaintext."""
     pem = context.auth_context().get("x509_pem_cert")
-    if not pem:
-        return f"client at {where}", ""
-    certificate = ssl.PEM_cert_to_DER_cert(pem[0].decode())
-    return f"client {describe(certificate)} at {where}", common_name(certificate)
+    return ssl.PEM_cert_to_DER_cert(pem[0].decode()) if pem else None

@@ -9,11 +9,15 @@ from bitseam.transport.channel import Channel, Inbox
 class MemoryChannel(Channel):
     """One of two ends; nothing is added to the frames, so the bytes of the network are those of the frames."""
 
-    def __init__(self, inbox: Inbox, outbox: Inbox, peer: str) -> None:
-        self.peer, self.name = peer, ""
+    def __init__(self, inbox: Inbox, outbox: Inbox, peer: str, name: str = "") -> None:
+        self.peer, self.name = peer, name
         self._inbox, self._outbox = inbox, outbox
         self._sent = self._received = 0
         self._closed = False
+
+    @property
+    def gone(self) -> bool:
+        return self._closed or self._inbox.over
 
     def send(self, frame: bytes) -> None:
         if self._closed:
@@ -36,7 +40,7 @@ class MemoryChannel(Channel):
         return self._sent, self._received
 
 
-def memory_pair() -> tuple[MemoryChannel, MemoryChannel]:
-    """A client's end and a server's end."""
+def memory_pair(client: str = "") -> tuple[MemoryChannel, MemoryChannel]:
+    """A client's end and a server's end, which knows the client by the name `client`."""
     up, down = Inbox(), Inbox()
-    return MemoryChannel(down, up, "server (in memory)"), MemoryChannel(up, down, "client (in memory)")
+    return MemoryChannel(down, up, "server (in memory)"), MemoryChannel(up, down, "client (in memory)", client)

@@ -65,6 +65,9 @@ def check(message: Any, limits: Limits) -> None:
         _coded("image", message.image, limits)
         if message.HasField("text"):
             _coded("text", message.text, limits)
+    elif isinstance(message, pb.Average | pb.Averaged):
+        _at_most("weights: elements", math.prod(message.weights.shape[: limits.rank]), limits.weights)
+        _require(len(message.weights.shape) == 1, "weights: not a row of numbers")
     elif isinstance(message, pb.Tokens):
         _at_most("ids", len(message.ids), limits.batch)
     _no_unknown_fields(message)  # last, when the number of parts is known to be small
@@ -79,11 +82,13 @@ def _text(text: pb.Text, limits: Limits) -> None:
 
 
 def _coded(name: str, coded: pb.Coded, limits: Limits) -> None:
+    _require(len(coded.shape) >= 1, f"{name}: no shape")
+    _at_most(f"{name}: dimensions", len(coded.shape), limits.rank)
     shape = list(coded.shape)
-    _require(len(shape) >= 1, f"{name}: no shape")
-    _at_most(f"{name}: dimensions", len(shape), limits.rank)
     _require(all(size >= 1 for size in shape), f"{name}: shape {shape} has an empty dimension")
     _at_most(f"{name}: elements", math.prod(shape), limits.elements)
+    if name == "image" and len(shape) > 1:
+        _at_most("image: tokens", shape[1], limits.image_tokens)
 
 
 def _statistics(message: pb.Calibrate, limits: Limits) -> None:

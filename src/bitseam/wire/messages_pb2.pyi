@@ -20,6 +20,7 @@ class Fault(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     BAD_MESSAGE: _ClassVar[Fault]
     SERVER_ERROR: _ClassVar[Fault]
     STOPPING: _ClassVar[Fault]
+    OVER_QUOTA: _ClassVar[Fault]
 PURPOSE_UNSPECIFIED: Purpose
 TRAIN: Purpose
 ASK: Purpose
@@ -28,9 +29,10 @@ TERMS_DIFFER: Fault
 BAD_MESSAGE: Fault
 SERVER_ERROR: Fault
 STOPPING: Fault
+OVER_QUOTA: Fault
 
 class Envelope(_message.Message):
-    __slots__ = ("hello", "welcome", "refuse", "calibrate", "ack", "forward", "backward", "checkpoint", "ask", "tokens", "goodbye")
+    __slots__ = ("hello", "welcome", "refuse", "calibrate", "ack", "forward", "backward", "checkpoint", "ask", "tokens", "goodbye", "average", "averaged")
     HELLO_FIELD_NUMBER: _ClassVar[int]
     WELCOME_FIELD_NUMBER: _ClassVar[int]
     REFUSE_FIELD_NUMBER: _ClassVar[int]
@@ -42,6 +44,8 @@ class Envelope(_message.Message):
     ASK_FIELD_NUMBER: _ClassVar[int]
     TOKENS_FIELD_NUMBER: _ClassVar[int]
     GOODBYE_FIELD_NUMBER: _ClassVar[int]
+    AVERAGE_FIELD_NUMBER: _ClassVar[int]
+    AVERAGED_FIELD_NUMBER: _ClassVar[int]
     hello: Hello
     welcome: Welcome
     refuse: Refuse
@@ -53,7 +57,9 @@ class Envelope(_message.Message):
     ask: Ask
     tokens: Tokens
     goodbye: Goodbye
-    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., welcome: _Optional[_Union[Welcome, _Mapping]] = ..., refuse: _Optional[_Union[Refuse, _Mapping]] = ..., calibrate: _Optional[_Union[Calibrate, _Mapping]] = ..., ack: _Optional[_Union[Ack, _Mapping]] = ..., forward: _Optional[_Union[Forward, _Mapping]] = ..., backward: _Optional[_Union[Backward, _Mapping]] = ..., checkpoint: _Optional[_Union[Checkpoint, _Mapping]] = ..., ask: _Optional[_Union[Ask, _Mapping]] = ..., tokens: _Optional[_Union[Tokens, _Mapping]] = ..., goodbye: _Optional[_Union[Goodbye, _Mapping]] = ...) -> None: ...
+    average: Average
+    averaged: Averaged
+    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., welcome: _Optional[_Union[Welcome, _Mapping]] = ..., refuse: _Optional[_Union[Refuse, _Mapping]] = ..., calibrate: _Optional[_Union[Calibrate, _Mapping]] = ..., ack: _Optional[_Union[Ack, _Mapping]] = ..., forward: _Optional[_Union[Forward, _Mapping]] = ..., backward: _Optional[_Union[Backward, _Mapping]] = ..., checkpoint: _Optional[_Union[Checkpoint, _Mapping]] = ..., ask: _Optional[_Union[Ask, _Mapping]] = ..., tokens: _Optional[_Union[Tokens, _Mapping]] = ..., goodbye: _Optional[_Union[Goodbye, _Mapping]] = ..., average: _Optional[_Union[Average, _Mapping]] = ..., averaged: _Optional[_Union[Averaged, _Mapping]] = ...) -> None: ...
 
 class Coded(_message.Message):
     __slots__ = ("shape", "payload", "rate")
@@ -217,6 +223,24 @@ class Tokens(_message.Message):
     ids: _containers.RepeatedScalarFieldContainer[int]
     last: bool
     def __init__(self, ids: _Optional[_Iterable[int]] = ..., last: _Optional[bool] = ...) -> None: ...
+
+class Average(_message.Message):
+    __slots__ = ("step", "weights")
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    WEIGHTS_FIELD_NUMBER: _ClassVar[int]
+    step: int
+    weights: Coded
+    def __init__(self, step: _Optional[int] = ..., weights: _Optional[_Union[Coded, _Mapping]] = ...) -> None: ...
+
+class Averaged(_message.Message):
+    __slots__ = ("step", "weights", "clients")
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    WEIGHTS_FIELD_NUMBER: _ClassVar[int]
+    CLIENTS_FIELD_NUMBER: _ClassVar[int]
+    step: int
+    weights: Coded
+    clients: int
+    def __init__(self, step: _Optional[int] = ..., weights: _Optional[_Union[Coded, _Mapping]] = ..., clients: _Optional[int] = ...) -> None: ...
 
 class Goodbye(_message.Message):
     __slots__ = ("reason",)

@@ -30,6 +30,7 @@ class State(Enum):
     ASKING = "asking"  # client; a session that may only ask
     STEPPING = "stepping"  # server: Backward
     ACKNOWLEDGING = "acknowledging"  # server: Ack
+    AVERAGING = "averaging"  # server: Averaged
     ANSWERING = "answering"  # server: Tokens, until the last
     CLOSED = "closed"  # nobody
 
@@ -42,10 +43,12 @@ TABLE: dict[tuple[State, type[Any]], State | str] = {
     (State.TRAINING, pb.Calibrate): State.ACKNOWLEDGING,
     (State.TRAINING, pb.Forward): State.STEPPING,
     (State.TRAINING, pb.Checkpoint): State.ACKNOWLEDGING,
+    (State.TRAINING, pb.Average): State.AVERAGING,
     (State.TRAINING, pb.Ask): State.ANSWERING,
     (State.ASKING, pb.Ask): State.ANSWERING,
     (State.STEPPING, pb.Backward): READY,
     (State.ACKNOWLEDGING, pb.Ack): READY,
+    (State.AVERAGING, pb.Averaged): READY,
     (State.ANSWERING, pb.Tokens): State.ANSWERING,  # READY after the last
     **{(state, pb.Goodbye): State.CLOSED for state in (State.START, State.TRAINING, State.ASKING)},
     **{
@@ -56,11 +59,11 @@ TABLE: dict[tuple[State, type[Any]], State | str] = {
 }
 
 SPEAKER: dict[type[Any], Role] = {
-    **dict.fromkeys((pb.Hello, pb.Calibrate, pb.Forward, pb.Checkpoint, pb.Ask, pb.Goodbye), "client"),
-    **dict.fromkeys((pb.Welcome, pb.Refuse, pb.Ack, pb.Backward, pb.Tokens), "server"),
+    **dict.fromkeys((pb.Hello, pb.Calibrate, pb.Forward, pb.Checkpoint, pb.Average, pb.Ask, pb.Goodbye), "client"),
+    **dict.fromkeys((pb.Welcome, pb.Refuse, pb.Ack, pb.Backward, pb.Averaged, pb.Tokens), "server"),
 }
 
-HEAVY = (pb.Calibrate, pb.Forward, pb.Backward, pb.Ask)  # hold tensors; all others are small
+HEAVY = (pb.Calibrate, pb.Forward, pb.Backward, pb.Ask, pb.Average, pb.Averaged)  # hold tensors; all others are small
 
 _FIELDS = {kind: kind.__name__.lower() for kind in SPEAKER}
 # The first byte of a frame: the field's number, and wire type 2 for "a length and so many bytes".
@@ -83,6 +86,12 @@ class Protocol:
     def may_send(self, kind: type[Any]) -> bool:
         """Whether the state allows this side to send a message of that kind."""
         return SPEAKER[kind] == self.role and (self.state, kind) in TABLE
+
+    @property
+    def most(self) -> int:
+        """Bytes of the longest frame that the other side may send now."""
+        heavy = any(SPEAKER[kind] != self.role and (self.state, kind) in TABLE for kind in HEAVY)
+        return self._limits.frame_bytes if heavy else self._limits.control_bytes
 
     def send(self, message: Any) -> bytes:
         """A body message -> a frame. Raises StateError, LimitError or MalformedError; the state then stays."""

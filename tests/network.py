@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from bitseam.errors import PeerGoneError
-from bitseam.transport import Channel, Listener, Tls, connect, make_certificates
+from bitseam.transport import Admission, Channel, Listener, Tls, connect, make_certificates
+from bitseam.transport.grpc import KEEPALIVE
 
 
 def echo(channel: Channel) -> None:
@@ -34,14 +35,21 @@ class Net:
     def tls(self, role: str, folder: str = "ours") -> Tls:
         return Tls.from_folder(self.certificates / folder, role)
 
-    def serve(self, handler: Callable[[Channel], None] = echo, tls: Tls | None = None, sessions: int = 4) -> str:
-        listener = Listener("localhost:0", handler, tls, sessions)
+    def serve(
+        self,
+        handler: Callable[[Channel], None] = echo,
+        tls: Tls | None = None,
+        sessions: int = 4,
+        admission: Admission | None = None,
+        keepalive: float = KEEPALIVE,
+    ) -> str:
+        listener = Listener("localhost:0", handler, tls, sessions, keepalive, admission)
         listener.start()
         self.listeners.append(listener)
         return f"localhost:{listener.port}"
 
-    def connect(self, address: str, tls: Tls | None = None) -> Channel:
-        channel = connect(address, tls)
+    def connect(self, address: str, tls: Tls | None = None, keepalive: float = KEEPALIVE) -> Channel:
+        channel = connect(address, tls, keepalive)
         self.channels.append(channel)
         return channel
 
