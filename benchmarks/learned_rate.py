@@ -7,8 +7,8 @@ trained pair the test questions at each of its rates. Beside them stands the dem
 of points that are not run again stay. Nothing here was tuned on the test questions.
 
 loss             mean of the last 100 steps, nats an answer token, with the standard error of that mean
-image_bytes      payloads of the image codes, in training; news_bytes: statistics, directions, tables and frames with
-                 them, text apart from its payload included
+image_bytes      payloads of the image codes, in training
+news_bytes       all else that went up: text, statistics, directions, tables, frames
 predicted_bytes  what the tables in use say of those payloads
 curve            each hundred steps: mean loss, payload bytes an image and what was predicted
 """
