@@ -55,7 +55,7 @@ QUANTIZERS = [  # quantizer, levels, clip, coding
     *((name, levels, None, "packed") for name in ("rd-fsq-tensor", "tanh-fsq") for levels in (2, 4, 8)),
     ("rd-fsq-tensor", 4, None, "entropy"),
     ("learned-clip-fsq", 4, config.Up().clip, "packed"),
-    *(("rate-fsq", levels, clip, "entropy") for levels, clip in ((15, 7.4), (9, 6.4))),
+    *(("rate-fsq", 31, clip, "entropy") for clip in (15, 30, 45, 75)),
 ]
 PLANS = (0.5, 1, 1.5, 2)  # bits that `bitseam plan` is asked for
 _BOTH: dict[str, codecs.Codec] = {
@@ -158,7 +158,7 @@ def calibrated(up: config.Up, calibration: Tensor) -> Way:
         std, mean = torch.std_mean(calibration, correction=0)
         back = projection(mean.expand(width), quantizer.DEVIATIONS * std.expand(width))
     else:
-        back = projection(*quantizer.statistics())
+        back = projection(*quantizer.statistics(), rotation=quantizer.rotation())
     codec = build_seam(config.Seam(width, image_up=up)).image.up
     if isinstance(codec, codecs.EntropyUniform):
         codec = codec.learned(codec.counts(quantizer(calibration).levels))
@@ -167,10 +167,12 @@ def calibrated(up: config.Up, calibration: Tensor) -> Way:
     return Way(name, codec, lambda x: quantizer(x).levels, back, up)
 
 
-def projection(mean: Tensor, std: Tensor) -> LevelProjection:
+def projection(mean: Tensor, std: Tensor, rotation: Tensor | None = None) -> LevelProjection:
     """Levels -> features, the server's part."""
-    made = LevelProjection(len(mean), len(mean))
+    made = LevelProjection(len(mean), len(mean), rotated=rotation is not None)
     made.calibrate(mean, std)
+    if rotation is not None:
+        made.rotate(rotation)
     return made
 
 
@@ -218,9 +220,7 @@ def cross(way: Way, tensors: Tensors) -> tuple[Tensors, int, np.ndarray | None]:
         received.append(way.back(decoded))
         counts.append(index_counts(way.codec, payload, decoded))
         sent += len(payload)
-    # A table in each message, or the same for all.
-    together = np.concatenate if isinstance(way.codec, codecs.EntropyStochastic) else sum
-    return received, sent, None if counts[0] is None else together(counts)
+    return received, sent, None if counts[0] is None else sum(counts)
 
 
 def more(name: str, loss: Tensor | None, base: Tensor | None) -> dict[str, float | None]:

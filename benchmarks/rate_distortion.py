@@ -22,7 +22,6 @@ from bitseam.codecs import (
     Stochastic,
     Uniform,
 )
-from bitseam.codecs.entropy_stochastic import MAX_REACH
 from bitseam.codecs.packing import packed_bytes, unpack
 from bitseam.quant import planning
 
@@ -73,8 +72,7 @@ def index_counts(codec: Codec, payload: bytes, decoded: Tensor) -> np.ndarray | 
         case EntropyUniform():
             return codec.counts(decoded)
         case EntropyStochastic():
-            multiples = codec.multiples(payload, decoded.shape).int()
-            return np.bincount(multiples + MAX_REACH, minlength=2 * MAX_REACH + 1)[None]
+            return codec.read(payload, decoded.shape).counts()
         case Stochastic() | BlockwiseInt():
             levels = codec.levels
         case NormalFloat():

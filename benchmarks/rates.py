@@ -70,7 +70,12 @@ def main() -> None:
 def at(levels: int, recipe: config.Recipe, run: Path, tests: Sequence[Row], images: int) -> dict:
     """Scores of the trained halves in `run` with so many levels; images: that the tests are about."""
     up = replace(recipe.seam.image_up, levels=levels, clip=RATES[levels])
-    recipe = replace(recipe, seam=replace(recipe.seam, image_up=up))
+    size, tasks = ask(replace(recipe, seam=replace(recipe.seam, image_up=up)), run, tests)
+    return {"levels": levels, "clip": RATES[levels], "bytes_per_image": size / images, "tasks": tasks}
+
+
+def ask(recipe: config.Recipe, run: Path, tests: Sequence[Row]) -> tuple[int, dict]:
+    """Put the test questions to the trained halves in `run`: bytes of image codes in all, and scores by task."""
     party = ServerParty(recipe, locate, newest(run, "server"))
     model, _, identity = load_client(newest(run, "client"), locate, recipe.seam)
     prompter = Prompter(recipe.text, locate)
@@ -82,12 +87,8 @@ def at(levels: int, recipe: config.Recipe, run: Path, tests: Sequence[Row], imag
         features = StoredFeatures(model.vision, asdict(recipe.client), tests, cache_folder() / "features")
         result = evaluate(session, prompter, tests, features.of)
     server.join()
-    return {
-        "levels": levels,
-        "clip": RATES[levels],
-        "bytes_per_image": session.ledger.coded_bytes("Ask", "image") / images,
-        "tasks": {task: vars(score) for task, score in result.scores.items()},
-    }
+    tasks = {task: vars(score) for task, score in result.scores.items()}
+    return session.ledger.coded_bytes("Ask", "image"), tasks
 
 
 def jpeg_bytes(paths: Sequence[Path], size: tuple[int, int] | None) -> float:

@@ -20,9 +20,19 @@ from bitseam.cli.machine import circumstances, free_port
 from bitseam.evals.answers import wilson
 
 RECIPE = Path("recipes/demo.toml")
+LEARNED = (
+    "seam.image_up.quantizer=rate-fsq",
+    "seam.image_up.coding=entropy",
+    "seam.image_up.levels=21",
+    "seam.image_up.clip=25",  # a step of two and a half deviations
+    "seam.image_up.groups=32",
+    "seam.image_up.distortion_weight=0.01",
+)
 POINTS = {
     "48 channels": ("seam.image_up.channels=48",),
     "24 channels": ("seam.image_up.channels=24", "seam.image_down.step=2"),
+    "learned rate": LEARNED,
+    "learned rate, coarse gradients": (*LEARNED, "seam.image_down.step=4"),
 }
 
 
@@ -40,7 +50,7 @@ def main() -> None:
     }
     about = circumstances(report["threads"])
     for name in options.points:
-        summary = train(options.demo, name)
+        summary = train(options.demo, name, POINTS[name])
         points[f"demo {name}"] = summary, about["commit"]
         tasks[f"demo {name}"] = summary["tasks"]
     fp16 = report["traffic"]["fp16"]
@@ -63,16 +73,16 @@ def main() -> None:
     show(rows)
 
 
-def train(demo: Path, name: str) -> dict:
-    """Serve and train one point; the client's summary."""
-    out = demo / name.replace(" ", "-")
+def train(demo: Path, name: str, point: tuple[str, ...]) -> dict:
+    """Serve and train the demo's recipe with a point's settings; the client's summary."""
+    out = demo / name.replace(",", "").replace(" ", "-")
     settings = [
         f"data.train={demo}/questions/train.jsonl",
         f"data.test={demo}/questions/test.jsonl",
         f"network.certificates={demo}/certs",
         f"network.address=localhost:{free_port()}",
         f"out={out}",
-        *POINTS[name],
+        *point,
     ]
     words = [str(RECIPE), *(word for setting in settings for word in ("--set", setting))]
     bitseam = [sys.executable, "-m", "bitseam.cli.main"]

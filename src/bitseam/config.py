@@ -24,6 +24,7 @@ Count = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Levels = Annotated[int, Field(ge=2, le=65536)]
 Share = Annotated[float, Field(ge=0, le=1)]
+Multiple = Annotated[float, Field(ge=0.01, le=100)]
 Name = Annotated[str, Field(min_length=1)]
 QuantizerName = Literal[
     "rd-fsq", "rd-fsq-tensor", "tanh-fsq", "learned-clip-fsq", "step-fsq", "rate-fsq", "fp32", "fp16", "bf16"
@@ -71,8 +72,8 @@ class Server:
 @dataclass(frozen=True, config=_strict)
 class Up:
     """How features cross: `rd-fsq` (the paper's, with per-channel statistics), `rd-fsq-tensor` (its own statistics),
-    `tanh-fsq`, `learned-clip-fsq` (of each channel), `step-fsq` (a planned step each), `rate-fsq` (learns to spend few
-    bits), or a float format."""
+    `tanh-fsq`, `learned-clip-fsq` (of each channel), `step-fsq` (a planned step each), `rate-fsq` (one step for all
+    principal directions, bits in the loss), or a float format."""
 
     quantizer: QuantizerName = "rd-fsq"
     channels: Count | None = None  # the seam's width by default
@@ -83,8 +84,17 @@ class Up:
     groups: Annotated[int, Field(ge=1, le=4096)] = 16  # of channels, each with a table of its own; for entropy coding
     steps: tuple[Annotated[float, Field(ge=0, le=1000)], ...] = ()  # of `step-fsq`, in deviations; 0 drops a channel
     distortion_weight: Rate = 0.25  # in the loss; of `rate-fsq`'s mean bits an element
+    rates: Annotated[tuple[Multiple, ...], Field(min_length=1, max_length=16)] = (1.0,)  # of `rate-fsq`: multiples of
+    # its step; training draws one for each micro-batch
+    rate: Annotated[int, Field(ge=0)] = 0  # which of `rates` questions are asked at
 
     def __post_init__(self) -> None:
+        if self.quantizer == "rate-fsq" and (self.coding != "entropy" or self.levels % 2 == 0):
+            raise ValueError("rate-fsq needs coding = 'entropy' and an odd number of levels")
+        if self.rates != (1.0,) and self.quantizer != "rate-fsq":
+            raise ValueError(f"rates are for the quantizer rate-fsq, not {self.quantizer}")
+        if self.rate >= len(self.rates):
+            raise ValueError(f"rate {self.rate}: there are {len(self.rates)} rates, from 0 on")
         if self.steps and self.quantizer != "step-fsq":
             raise ValueError(f"steps are for the quantizer step-fsq, not {self.quantizer}")
 
@@ -96,7 +106,7 @@ class Down:
     codec: GradientName = "stochastic"
     levels: Levels = 4
     block: Literal["token"] | Count = "token"  # elements that share a scale
-    step: Annotated[float, Field(ge=0.05, le=1000)] = 2.0  # of `entropy-stochastic`, in root mean squares of an image
+    step: Annotated[float, Field(ge=0.05, le=1000)] = 2.0  # of `entropy-stochastic`, in root mean squares of a message
 
 
 @dataclass(frozen=True, config=_strict)

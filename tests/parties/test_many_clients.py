@@ -196,7 +196,7 @@ def test_a_server_that_begins_anew_knows_its_clients_again(tiny: Tiny, tmp_path:
     again = ServerParty(two.party.recipe, str)
     assert again.step == 8
     assert again._known.keys() == {"a", "b"}
-    assert again._known["a"].image.mean != again._known["b"].image.mean
+    assert again._known["a"][0].image.mean != again._known["b"][0].image.mean
 
 
 def test_rounds() -> None:

@@ -217,7 +217,8 @@ def test_out_of_reach_and_contradictions_are_named(trained: Trained) -> None:
 
 @pytest.mark.parametrize("quantizer", ["rd-fsq-tensor", "tanh-fsq", "rate-fsq"])
 def test_levels_that_are_no_scaled_features_cannot_be_planned(tiny: Tiny, quantizer: str) -> None:
-    recipe = make_recipe(tiny, seam__image_up__quantizer=quantizer)
+    up = {"quantizer": quantizer, "levels": 5, "coding": "entropy"}
+    recipe = make_recipe(tiny, seam__image_up=up)
     with pytest.raises(ModelError, match="image: a plan needs a pair trained with rd-fsq"):
         FrozenPair(build_client(recipe, str), build_server(recipe, str))
 

@@ -30,6 +30,7 @@ from bitseam.wire import messages_pb2 as pb
 
 IDENTITY = {"seam__image_up__quantizer": "fp32", "seam__image_down__codec": "fp32"}
 ENTROPY = {"seam__image_up__coding": "entropy", "seam__image_up__groups": 4}
+RATE = {"quantizer": "rate-fsq", "coding": "entropy", "levels": 15, "clip": 7.0, "groups": 16}
 QUESTIONS = ["is this a cat ?", "dog ?", "what is there ?", "this a dog ?"]
 ANSWERS = ["yes", "a red cat", "no", "blue"]
 
@@ -161,6 +162,8 @@ def test_accumulated_micro_batches_are_one_large_batch(tiny: Tiny, tmp_path: Pat
             }
         },
         {"seam__text": "codes", "seam__text_up": {"quantizer": "step-fsq", "coding": "entropy", "levels": 5}},
+        {"seam__image_up": RATE | {"distortion_weight": 0.05}},
+        {"seam__text": "codes", "seam__text_up": RATE | {"rates": (1, 2)}},
         {"train__autocast": "bf16"},
         {"seam__image_up__projection": "fixed"},
         {"server__tune": "lora"},

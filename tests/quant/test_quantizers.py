@@ -12,6 +12,7 @@ from bitseam.quant import (
     LearnedClipFSQ,
     LevelProjection,
     Quantizer,
+    RateFSQ,
     StepFSQ,
     TanhFSQ,
     TensorRDFSQ,
@@ -45,6 +46,13 @@ def step_fsq() -> StepFSQ:
     return quantizer
 
 
+def rate_fsq() -> RateFSQ:
+    quantizer = RateFSQ(WIDTH, 6, 9, 4.0)
+    quantizer.calibrate(features(100))
+    quantizer.use(4.0, torch.arange(-4.0, 5.0).square().expand(6, 9))
+    return quantizer
+
+
 QUANTIZERS: list[Callable[[], Quantizer]] = [
     rd_fsq,
     lambda: rd_fsq(channels=5, levels=3),
@@ -52,11 +60,12 @@ QUANTIZERS: list[Callable[[], Quantizer]] = [
     lambda: rd_fsq(channels=6, kind=TanhFSQ),
     lambda: rd_fsq(levels=3, kind=LearnedClipFSQ),
     lambda: step_fsq(),
+    rate_fsq,
     lambda: Float(WIDTH, torch.float32),
     lambda: Float(WIDTH, torch.float16),
     lambda: Float(WIDTH, torch.bfloat16),
 ]
-NAMES = ["rd", "rd-narrow", "rd-tensor", "tanh", "learned-clip", "step", "fp32", "fp16", "bf16"]
+NAMES = ["rd", "rd-narrow", "rd-tensor", "tanh", "learned-clip", "step", "rate", "fp32", "fp16", "bf16"]
 every = pytest.mark.parametrize("make", QUANTIZERS, ids=NAMES)
 per_channel = pytest.mark.parametrize("kind", [RDFSQ, TanhFSQ, LearnedClipFSQ])
 

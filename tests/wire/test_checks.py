@@ -104,6 +104,10 @@ def tables(size: int) -> pb.Calibrate:
     return pb.Calibrate(text=pb.Statistics(tables=bytes(size)))
 
 
+def rotation(size: int) -> pb.Calibrate:
+    return pb.Calibrate(image=pb.Statistics(rotation=bytes(size)))
+
+
 # name of the limit, a value for it, a message at the limit, a message one over it
 LIMITS: list[tuple[str, int, Any, Any]] = [
     ("terms", 2, hello({"a": "", "b": ""}), hello({"a": "", "b": "", "c": ""})),
@@ -130,6 +134,7 @@ LIMITS: list[tuple[str, int, Any, Any]] = [
     ),
     ("channels", 3, statistics(3), statistics(4)),
     ("tables", 8, tables(8), tables(9)),
+    ("rotation", 9, rotation(9), rotation(10)),
     ("batch", 2, text(2, 0), text(3, 0)),
     ("batch", 2, pb.Tokens(ids=[1, 1]), pb.Tokens(ids=[1, 1, 1])),
     ("tokens", 17, text(1, 17), text(1, 18)),

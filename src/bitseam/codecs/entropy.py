@@ -79,6 +79,10 @@ class EntropyUniform(Codec):
         """What indices with these counts (groups, L) take, in bits, without the ends of lanes."""
         return float((counts * self.symbol_bits()).sum())
 
+    def prices(self, channels: int) -> Tensor:
+        """What each level takes in each channel, in bits: float32 (C, L)."""
+        return torch.from_numpy(self.symbol_bits()[self.group_of(channels)]).float()
+
     def symbol_bits(self) -> NDArray[np.float64]:
         """What each level takes in each group, in bits: (groups, L)."""
         return math.log2(TOTAL) - np.log2(np.array(self._rows()))

@@ -41,7 +41,7 @@ _WORD = np.uint64(2**32)
 
 @dataclass(frozen=True)
 class Runs:
-    """tables: (R, L), each row a table; bounds: (R + 1,), run r holds the symbols [bounds[r], bounds[r + 1])."""
+    """tables: R of them, of any lengths; bounds: (R + 1,), run r holds the symbols [bounds[r], bounds[r + 1])."""
 
     tables: tuple[tuple[int, ...], ...]
     bounds: NDArray[np.int64]
@@ -150,9 +150,10 @@ class _Slots:
     """All tables as one ascending list of slots, 65536 a run, to look up in with one search."""
 
     def __init__(self, runs: Runs) -> None:
-        rows = np.array(runs.tables, np.uint64)
+        levels = max(map(len, runs.tables))
+        rows = np.array([(*table, *[0] * (levels - len(table))) for table in runs.tables], np.uint64)
         starts = np.cumsum(rows, axis=1) - rows
-        self._bounds, self._levels = runs.bounds, rows.shape[1]
+        self._bounds, self._levels = runs.bounds, levels
         self._ascending = (starts + np.arange(len(rows), dtype=np.uint64)[:, None] * np.uint64(TOTAL)).reshape(-1)
         self.width, self.start = (rows << _SHIFT).reshape(-1), (starts << _SHIFT).reshape(-1)  # p and c
 

@@ -137,13 +137,13 @@ def _tail_bytes(symbols: int, levels: int) -> int:
     return -(-(levels**symbols - 1).bit_length() // 8)
 
 
-def _digit_symbols(levels: int) -> int:
+def digit_symbols(levels: int) -> int:
     """Symbols handled together as one small digit, levels**symbols <= 256, on the way to and from a word."""
     return max(1, int(math.log(256.5, levels)))
 
 
 def _pack_words(flat: NDArray[np.integer], levels: int) -> bytes:
-    size, together = group(levels), _digit_symbols(levels)
+    size, together = group(levels), digit_symbols(levels)
     rows = np.pad(_padded(flat, size).reshape(-1, size), ((0, 0), (0, -size % together)))
     symbols = rows.reshape(len(rows), -(-size // together), together)
     digits = _horner(symbols, levels, np.uint8) if together > 1 else rows
@@ -160,7 +160,7 @@ def _horner(digits: NDArray[np.integer], base: int, dtype: type[np.unsignedinteg
 
 
 def _unpack_words(octets: NDArray[np.uint8], count: int, levels: int) -> NDArray[np.unsignedinteger]:
-    size, together = group(levels), _digit_symbols(levels)
+    size, together = group(levels), digit_symbols(levels)
     words = _padded(octets, 8).view("<u8").astype(np.uint64)
     digits = np.empty((len(words), -(-size // together)), _symbol_type(levels**together))
     for place in range(digits.shape[1]):

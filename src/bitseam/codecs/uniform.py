@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bitseam.codecs import fused
 from bitseam.codecs.base import Codec
 from bitseam.codecs.blocks import CHUNK
 from bitseam.codecs.packing import group, pack, packed_bytes, unpack
@@ -33,9 +34,12 @@ class Uniform(Codec):
         return packed_bytes(math.prod(shape), self.levels)
 
     def _encode(self, x: Tensor, generator: torch.Generator | None) -> bytes:
-        whole_bytes = CHUNK // group(self.levels) * group(self.levels)
-        chunks = x.reshape(-1).split(whole_bytes)
-        return b"".join(pack(to_indices(chunk, self.levels, self.clip).numpy(), self.levels) for chunk in chunks)
+        x = x.reshape(-1)
+        at, whole_bytes = fused.whole(len(x), self.levels), CHUNK // group(self.levels) * group(self.levels)
+        parts = [fused.encode(x[:at].numpy(), self.levels, self.clip)] if at else []
+        for chunk in x[at:].split(whole_bytes):
+            parts.append(pack(to_indices(chunk, self.levels, self.clip).numpy(), self.levels))
+        return b"".join(parts)
 
     def _decode(self, payload: bytes, shape: tuple[int, ...]) -> Tensor:
         return unpack_levels(payload, math.prod(shape), self.levels, self.clip)
@@ -43,15 +47,13 @@ class Uniform(Codec):
 
 def unpack_levels(payload: bytes, count: int, levels: int, clip: float) -> Tensor:
     """Packed indices -> their levels: (count,) float32. Raises CodecError as `packing.unpack` does."""
-    table = level_values(levels, clip).numpy()
-    if levels in (2, 4, 16):  # whole symbols in a byte: each byte looks its levels up at once
-        if rest := count % group(levels):
-            unpack(payload[-1:], rest, levels)  # refuses padding that is not zero
-        by_byte = table.take(unpack(bytes(range(256)), 256 * group(levels), levels)).reshape(256, -1)
-        return torch.from_numpy(by_byte.take(np.frombuffer(payload, np.uint8), axis=0).reshape(-1)[:count])
-    indices = unpack(payload, count, levels)
-    out = np.empty(count, np.float32)
-    for start in range(0, count, CHUNK):
+    out, at = np.empty(count, np.float32), fused.whole(count, levels)
+    if at:
+        end = packed_bytes(at, levels)
+        fused.decode(np.frombuffer(payload, np.uint8, end), levels, clip, out[:at])
+        payload = payload[end:]
+    table, indices, rest = level_values(levels, clip).numpy(), unpack(payload, count - at, levels), out[at:]
+    for start in range(0, len(rest), CHUNK):
         part = slice(start, start + CHUNK)
-        table.take(indices[part], out=out[part], mode="clip")  # in range already; this mode alone writes in place
+        table.take(indices[part], out=rest[part], mode="clip")  # in range already; this mode alone writes in place
     return torch.from_numpy(out)

@@ -12,7 +12,9 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from bitseam.codecs import EntropyStochastic
@@ -98,13 +100,13 @@ class DownPlan:
         self.step = float(f"{crossing(lambda step: self._bits(step, self._seen)[0], target, *_STEPS, 2e-3):.4g}")
 
     def row(self) -> dict[str, Any]:
-        """The codec shares one step and one table among the channels of a message: one row."""
+        """The codec shares one step among the channels of a message: one row. Its entropy is that within each table."""
         predicted, before, _ = self._bits(self.step, self._seen)
-        measured, after, multiples = self._bits(self.step, self._held)
+        measured, after, counts = self._bits(self.step, self._held)
         whole = torch.cat([g.reshape(-1) for g in self._held])
         variance, distortion = whole.double().square().mean(), torch.tensor(after)
-        reach = int(multiples.abs().max())
-        counts = torch.bincount((multiples + reach).reshape(-1))
+        reach = int(np.abs(np.nonzero(counts)[1] - counts.shape[1] // 2).max())
+        weights = torch.from_numpy(counts.sum(axis=1) / counts.sum())
         return {
             "modality": self.name,
             "direction": "down",
@@ -118,20 +120,20 @@ class DownPlan:
             "predicted_distortion": before,
             "measured_distortion": after,
             "fixed_bits": math.log2(2 * reach + 1),
-            "entropy": float(entropy(counts[None])),
+            "entropy": float(entropy(torch.from_numpy(counts)) @ weights),
             "gaussian_rate": float(gaussian_rate(variance, distortion)),
             "shannon_lower_bound": float(shannon_lower_bound(differential_entropy(whole[:, None]), distortion)),
         }
 
     @staticmethod
-    def _bits(step: float, gradients: Sequence[Tensor]) -> tuple[float, float, Tensor]:
-        """Bits an element of real payloads, squared error, and the multiples of the step."""
-        codec, generator, size, error, multiples = EntropyStochastic(step), torch.Generator().manual_seed(0), 0, 0.0, []
+    def _bits(step: float, gradients: Sequence[Tensor]) -> tuple[float, float, NDArray[np.int64]]:
+        """Bits an element of real payloads, squared error, and how often each class has each multiple of the step."""
+        codec, generator, size, error, counts = EntropyStochastic(step), torch.Generator().manual_seed(0), 0, 0.0, []
         for gradient in gradients:
             payload = codec.encode(gradient, generator)
             decoded = codec.decode(payload, gradient.shape)
             size += len(payload)
             error += float((decoded - gradient).double().square().sum())
-            multiples.append(codec.multiples(payload, gradient.shape).long())
+            counts.append(codec.read(payload, gradient.shape).counts())
         count = sum(gradient.numel() for gradient in gradients)
-        return 8 * size / count, error / count, torch.cat(multiples)
+        return 8 * size / count, error / count, np.sum(counts, axis=0)

@@ -20,9 +20,9 @@ from bitseam.parties.ledger import Ledger
 from bitseam.parties.models import ClientModel
 from bitseam.parties.peer import Stopwatch, decode, encode
 from bitseam.parties.seam import MODALITIES, Seam
-from bitseam.parties.tables import Fit, entropy_codec, keep_tables, with_kept_tables, with_tables
+from bitseam.parties.tables import Fit, entropy_codec, keep_tables, use_rate, with_kept_tables, with_tables
 from bitseam.parties.text import TextBatch, text_message
-from bitseam.quant import Quantized
+from bitseam.quant import Quantized, Quantizer
 from bitseam.transport import Channel
 from bitseam.wire import VERSION
 from bitseam.wire import messages_pb2 as pb
@@ -38,6 +38,8 @@ class StepLoss:
 
     loss: float
     answer_tokens: int
+    coded_bytes: int = 0  # payloads of entropy-coded features
+    predicted_bytes: float = 0.0  # what their tables say that these take
 
 
 class ClientSession:
@@ -64,10 +66,12 @@ class ClientSession:
         self._connection = Connection(dial, self.ledger, patience)
         self._micro = 0  # micro-batches answered of the step under way, `reached` + 1
         self._seam = with_kept_tables(seam, model)
-        self._fits = {name: Fit() for name in MODALITIES if entropy_codec(seam, name) is not None}
+        coded = [name for name in MODALITIES if entropy_codec(seam, name) is not None]
+        self._fits = {_key(name, rate): Fit() for name in coded for rate in range(len(seam.links()[name].rates))}
         self._vocabulary = vocabulary
         self._autocast = autocast == "bf16"
-        self._told: dict[str, pb.Statistics] = {}  # the statistics that the server has
+        self._told: dict[str, dict[str, Any]] = {}  # statistics that the server has
+        self._rates: dict[str, int] = {}  # in use
         self.watch = Stopwatch()
 
     def __enter__(self) -> ClientSession:
@@ -111,8 +115,9 @@ class ClientSession:
             if model.text_quantizer is not None:
                 model.text_quantizer.calibrate(model.prompt_features(text))
             model.eval()  # what is coded here is not counted again
+            self._use(dict.fromkeys(self._seam.links(), 0))
             codes = {"image": model.image(features), "text": model.text(text)}
-        self._fits = {name: Fit(lost=math.inf) for name in self._fits}
+        self._fits = {key: Fit(lost=math.inf) for key in self._fits}
         self._told = {}
         self._exchange(self._news(codes), pb.Ack)
 
@@ -122,6 +127,8 @@ class ClientSession:
         features: (B, M, Dv); weight: of the quantizers' distortion in the loss.
         """
         self.model.train()
+        drawn = np.random.default_rng((step, micro))  # the same rates when a step is taken again
+        self._use({name: int(drawn.integers(len(link.rates))) for name, link in self._seam.links().items()})
         with self.watch("client forward"), self._precision():
             image, prompt = self.model.image(features), self.model.text(text)
         with self.watch("encode"):
@@ -131,6 +138,7 @@ class ClientSession:
             )
             if news.ListFields():
                 forward.statistics.CopyFrom(news)
+            sizes = self._sizes({"image": (image, forward.image), "text": (prompt, forward.text.codes)})
         with self.watch("wait"):
             backward = self._exchange(forward, pb.Backward)
         outputs, gradients = [], []
@@ -150,7 +158,7 @@ class ClientSession:
                 torch.autograd.backward([o for o, _ in kept], [g for _, g in kept])
         self.reached, self._micro = (step, 0) if last else (self.reached, micro + 1)
         self.stopping = backward.stopping
-        return StepLoss(backward.loss, backward.answer_tokens)
+        return StepLoss(backward.loss, backward.answer_tokens, *sizes)
 
     def checkpoint(self, step: int) -> None:
         """Have the server write its half at `step`; returns when it has."""
@@ -187,6 +195,7 @@ class ClientSession:
         """Features (B, M, Dv) and questions -> answers, one token id a sequence at a time."""
         was_training = self.model.training
         self.model.eval()
+        self._use({name: link.asked for name, link in self._seam.links().items()})
         try:
             with self._precision():
                 image, prompt = self.model.image(features), self.model.text(text)
@@ -226,34 +235,61 @@ class ClientSession:
         for name, quantized in codes.items():
             if quantized is None:
                 continue
-            statistics = _message(getattr(self.model, f"{name}_quantizer").statistics())
-            if statistics is not None and statistics != self._told.get(name):
-                getattr(news, name).CopyFrom(statistics)
-                self._told[name] = statistics
-            codec = entropy_codec(self._seam, name)
-            renewed = self._fits[name].renewed(codec, codec.counts(quantized.levels)) if codec is not None else None
+            for parts in _statistics(getattr(self.model, f"{name}_quantizer")):
+                told = self._told.setdefault(name, {})
+                if any(told.get(part) != raw for part, raw in parts.items()):
+                    told |= parts
+                    getattr(news, name).MergeFrom(pb.Statistics(**parts))
+            rate = self._rates.get(name, 0)
+            codec = entropy_codec(self._seam, name, rate)
+            renewed = codec and self._fits[_key(name, rate)].renewed(codec, codec.counts(quantized.levels))
             if renewed is not None:
                 tables = renewed.table_bytes()
-                getattr(news, name).tables = tables
-                keep_tables(self.model, name, tables)
-                self._seam = with_tables(self._seam, name, tables)
+                getattr(news, name).MergeFrom(pb.Statistics(tables=tables, rate=rate))
+                keep_tables(self.model, name, tables, rate)
+                self._seam = with_tables(self._seam, name, tables, rate)
         return news
 
+    def _use(self, rates: dict[str, int]) -> None:
+        """Have each modality quantized and coded at a rate."""
+        self._rates = rates
+        for name, rate in rates.items():
+            use_rate(self.model, self._seam, name, rate)
+
+    def _sizes(self, coded: Mapping[str, tuple[Quantized | None, pb.Coded]]) -> tuple[int, float]:
+        """Bytes of entropy-coded payloads, and what the tables in use say of them."""
+        size, predicted = 0, 0.0
+        for name, (quantized, message) in coded.items():
+            codec = entropy_codec(self._seam, name, self._rates.get(name, 0))
+            if quantized is not None and codec is not None:
+                size += len(message.payload)
+                predicted += codec.bits(codec.counts(quantized.levels)) / 8
+        return size, predicted
+
     def _image(self, image: Quantized) -> pb.Coded:
-        return encode(self._seam.image.up, image.levels)
+        return encode(self._seam.image.rates[self._rates["image"]], image.levels, rate=self._rates["image"])
 
     def _text(self, text: TextBatch, prompt: Quantized | None) -> pb.Text:
         codes = None
         if self._seam.text is not None and prompt is not None:
-            codes = encode(self._seam.text.up, prompt.levels)
+            rate = self._rates["text"]
+            codes = encode(self._seam.text.rates[rate], prompt.levels, rate=rate)
         return text_message(text, self._vocabulary, codes)
 
     def _precision(self) -> AbstractContextManager[object]:
         return torch.autocast(next(self.model.parameters()).device.type, torch.bfloat16, enabled=self._autocast)
 
 
-def _message(statistics: tuple[Tensor, Tensor] | None) -> pb.Statistics | None:
-    if statistics is None:
-        return None
-    mean, std = (np.ascontiguousarray(t.cpu().numpy(), "<f4").tobytes() for t in statistics)
-    return pb.Statistics(mean=mean, std=std)
+def _key(name: str, rate: int) -> str:
+    return f"{name}.{rate}"
+
+
+def _statistics(quantizer: Quantizer) -> list[dict[str, Any]]:
+    """What the server must know of a quantizer, as it travels; what belongs together."""
+    parts, statistics, rotation = [], quantizer.statistics(), quantizer.rotation()
+    if statistics is not None:
+        mean, std = (np.ascontiguousarray(t.cpu().numpy(), "<f4").tobytes() for t in statistics)
+        parts.append({"mean": mean, "std": std})
+    if rotation is not None:
+        parts.append({"rotation": rotation.cpu().numpy().tobytes()})
+    return parts

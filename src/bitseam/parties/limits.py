@@ -32,12 +32,15 @@ def session_limits(recipe: config.Recipe, vocabulary: int) -> Limits:
     payloads = sum(max(codec.payload_bytes(shapes[name]) for codec in codecs[name]) for name in shapes)
     widest = max(shape[-1] for shape in shapes.values())
     usual = Limits()
+    ups = (wanted.image_up, wanted.text_up)
+    rotation = widest**2 * sum(up.quantizer == "rate-fsq" for up in ups)
     weights = usual.weights if recipe.train.sharing == "averaged" else 0
     most = (
         payloads
         + most_symbol_bytes(batch, tokens, vocabulary)
         + len(shapes) * 8 * widest
         + sum(tables)
+        + rotation
         + usual.control_bytes
     )
     return Limits(
@@ -49,6 +52,7 @@ def session_limits(recipe: config.Recipe, vocabulary: int) -> Limits:
         weights=weights,
         channels=widest,
         tables=max(tables, default=0),
+        rotation=rotation,
         new_tokens=max(recipe.text.max_tokens, ANSWER),
         hello_seconds=recipe.network.hello_seconds,
         idle_seconds=recipe.network.idle_seconds,

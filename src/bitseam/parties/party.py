@@ -102,7 +102,7 @@ class ServerParty:
         self.answers_only = checkpoint is not None
         self._turns: dict[str, threading.Lock] = {}
         self._locate = locate
-        self._known: dict[str, pb.Calibrate] = {}  # statistics and tables of each client
+        self._known: dict[str, dict[int, pb.Calibrate]] = {}  # of each client: statistics, and tables of each rate
         self._facing: Seat | None = None  # whose gradients are gathered in the half
         self._untouched = True  # since the half was built or loaded
         self._saved = -1  # the step of the last checkpoint
@@ -165,10 +165,15 @@ class ServerParty:
         """What a client's codes are made with from now on. Raises CodecError for what cannot be."""
         self._untouched = False
         self._apply(news)
-        known = self._known.setdefault(name, pb.Calibrate())
+        known = self._known.setdefault(name, {})
         for part in MODALITIES:
-            for field, value in getattr(news, part).ListFields():
-                setattr(getattr(known, part), field.name, value)
+            told = getattr(news, part)
+            for field in ("mean", "std", "rotation"):
+                if getattr(told, field):
+                    setattr(getattr(known.setdefault(0, pb.Calibrate()), part), field, getattr(told, field))
+            if told.tables:
+                kept = getattr(known.setdefault(told.rate, pb.Calibrate()), part)
+                kept.tables, kept.rate = told.tables, told.rate
 
     def face(self, name: str) -> None:
         """Read codes of this client from now on, and gather its gradients."""
@@ -180,7 +185,8 @@ class ServerParty:
                 parameter.grad = gradient
             seat.gradients = []
         if self._facing is not seat or seat is None:
-            self._apply(self._known.get(name, pb.Calibrate()))
+            for known in self._known.get(name, {}).values():
+                self._apply(known)
             self._facing = seat
 
     def update(self, seat: Seat) -> tuple[float, float]:
@@ -200,7 +206,12 @@ class ServerParty:
         if train.clients > 1 and 0 <= self._saved > self.step - train.checkpoint_every and seat.step < train.steps:
             return
         identity = Identity(self.run, self.step)
-        known = {name: _as_tensor(news.SerializeToString()) for name, news in self._known.items() if news.ListFields()}
+        known = {
+            f"{rate}.{name}": _as_tensor(news.SerializeToString())
+            for name, rates in self._known.items()
+            for rate, news in rates.items()
+            if news.ListFields()
+        }
         state = training_state(self.stepper, known)
         log.info("checkpoint: %s", save_server(self.model, self.recipe, identity, self.recipe.folder, state))
         self._untouched, self._saved = True, self.step
@@ -248,15 +259,19 @@ class ServerParty:
         if folder is not None and (not self.answers_only or (folder / "training.safetensors").exists()):
             state = load_training(folder)
             known = own_part(state) if self.answers_only else resume_training(state, self.stepper)
-            self._known = {name: pb.Calibrate.FromString(raw.numpy().tobytes()) for name, raw in known.items()}
+            for place, raw in known.items():
+                rate, _, name = place.partition(".")
+                self._known.setdefault(name, {})[int(rate)] = pb.Calibrate.FromString(raw.numpy().tobytes())
         self._untouched, self._saved = True, -1 if folder is None else self.step
 
     def _apply(self, news: pb.Calibrate) -> None:
         for name in MODALITIES:
             statistics, projection = getattr(news, name), getattr(self.model, f"{name}_projection")
             if statistics.tables:
-                self.seam = with_tables(self.seam, name, statistics.tables)
-                keep_tables(self.model, name, statistics.tables)
+                self.seam = with_tables(self.seam, name, statistics.tables, statistics.rate)
+                keep_tables(self.model, name, statistics.tables, statistics.rate)
+            if statistics.rotation and isinstance(projection, LevelProjection):
+                projection.rotate(_as_tensor(statistics.rotation).view(torch.int8))
             if statistics.mean and isinstance(projection, LevelProjection):
                 projection.calibrate(
                     *(_as_tensor(raw).view(torch.float32) for raw in (statistics.mean, statistics.std))

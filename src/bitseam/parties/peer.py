@@ -77,9 +77,9 @@ class Stopwatch:
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
 
 
-def encode(codec: Codec, tensor: Tensor, generator: torch.Generator | None = None) -> pb.Coded:
-    """A tensor as a message."""
-    return pb.Coded(shape=list(tensor.shape), payload=codec.encode(tensor.detach(), generator))
+def encode(codec: Codec, tensor: Tensor, generator: torch.Generator | None = None, rate: int = 0) -> pb.Coded:
+    """A tensor as a message; rate: the number of its codec."""
+    return pb.Coded(shape=list(tensor.shape), payload=codec.encode(tensor.detach(), generator), rate=rate)
 
 
 def decode(codec: Codec, coded: pb.Coded, shape: tuple[int, ...], what: str, device: torch.device) -> Tensor:

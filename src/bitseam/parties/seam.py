@@ -9,6 +9,7 @@ from torch import nn
 
 from bitseam import config
 from bitseam.codecs import Codec, canonical, codec_from_config
+from bitseam.errors import CodecError
 from bitseam.quant import (
     RDFSQ,
     Float,
@@ -25,15 +26,30 @@ MODALITIES = ("image", "text")
 _FLOATS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 _CLIPPED = {"rd-fsq": RDFSQ, "tanh-fsq": TanhFSQ, "learned-clip-fsq": LearnedClipFSQ, "rate-fsq": RateFSQ}
 _UNIT_GRID = {"rd-fsq-tensor", "learned-clip-fsq"}  # levels in [-1, 1]; the others' in deviations, out to the clip
-_WHOLE_STEPS = {"step-fsq", "rate-fsq"}  # levels one apart
+_WHOLE_STEPS = {"step-fsq"}  # levels one apart
 
 
 @dataclass(frozen=True)
 class Link:
-    """The codecs of one modality: features up, gradients down."""
+    """The codecs of one modality: features up, one for each rate; gradients down.
 
-    up: Codec
+    asked: the rate that questions are asked at.
+    """
+
+    rates: tuple[Codec, ...]
     down: Codec
+    asked: int = 0
+
+    @property
+    def up(self) -> Codec:
+        """That of the first rate."""
+        return self.rates[0]
+
+    def at(self, rate: int, what: str) -> Codec:
+        """The codec of a rate. Raises CodecError, naming `what`, where there is no such rate."""
+        if not 0 <= rate < len(self.rates):
+            raise CodecError(f"{what}: rate {rate} where {len(self.rates)} were agreed, from 0 on")
+        return self.rates[rate]
 
 
 @dataclass(frozen=True)
@@ -49,14 +65,18 @@ class Seam:
 
     def codec_ids(self) -> dict[str, str]:
         """ "up.image" -> codec id, for the ledger."""
-        links = {"image": self.image} | ({"text": self.text} if self.text else {})
+        links = self.links()
         return {f"{way}.{name}": getattr(link, way).codec_id for name, link in links.items() for way in ("up", "down")}
+
+    def links(self) -> dict[str, Link]:
+        """Each modality's that crosses as codes."""
+        return {"image": self.image} | ({"text": self.text} if self.text else {})
 
 
 def build_seam(seam: config.Seam) -> Seam:
     """Codecs as the recipe names them."""
-    text = Link(_up_codec(seam.text_up), _down_codec(seam.text_down)) if seam.text == "codes" else None
-    return Seam(seam.width, Link(_up_codec(seam.image_up), _down_codec(seam.image_down)), text)
+    text = _link(seam.text_up, seam.text_down) if seam.text == "codes" else None
+    return Seam(seam.width, _link(seam.image_up, seam.image_down), text)
 
 
 def channels(up: config.Up, width: int) -> int:
@@ -82,7 +102,8 @@ def build_projection(up: config.Up, width: int) -> nn.Linear | None:
         return None
     if up.quantizer == "rd-fsq-tensor":
         return nn.Linear(channels(up, width), width)  # as published: knows no statistics
-    return LevelProjection(channels(up, width), width).requires_grad_(up.projection == "learned")
+    rotated = up.quantizer == "rate-fsq"
+    return LevelProjection(channels(up, width), width, rotated).requires_grad_(up.projection == "learned")
 
 
 def terms(recipe: config.Recipe, vocabulary: int, tokenizer: str, weights: str | None) -> dict[str, str]:
@@ -92,7 +113,6 @@ def terms(recipe: config.Recipe, vocabulary: int, tokenizer: str, weights: str |
     questions are to be answered; None where they are to be trained, which the handshake finds a common step for.
     """
     seam = build_seam(recipe.seam)
-    links = {"image": seam.image} | ({"text": seam.text} if seam.text else {})
     agreed = {
         "model.vision": recipe.client.checkpoint,
         "model.language": recipe.server.checkpoint,
@@ -102,8 +122,9 @@ def terms(recipe: config.Recipe, vocabulary: int, tokenizer: str, weights: str |
         "text.tokenizer": tokenizer,
         "text.vocabulary": str(vocabulary),
     }
-    for name, link in links.items():
-        agreed[f"codec.{name}.up"] = canonical(link.up.config())
+    for name, link in seam.links().items():
+        for number, codec in enumerate(link.rates):
+            agreed[f"codec.{name}.up" + f".{number}" * (number > 0)] = canonical(codec.config())
         agreed[f"codec.{name}.down"] = canonical(link.down.config())
     if weights is not None:
         agreed["model.weights"] = weights
@@ -117,10 +138,14 @@ def terms(recipe: config.Recipe, vocabulary: int, tokenizer: str, weights: str |
     return agreed
 
 
-def _up_codec(up: config.Up) -> Codec:
+def _link(up: config.Up, down: config.Down) -> Link:
+    return Link(tuple(_up_codec(up, multiple) for multiple in up.rates), _down_codec(down), up.rate)
+
+
+def _up_codec(up: config.Up, multiple: float) -> Codec:
     if up.quantizer in _FLOATS:
         return codec_from_config({"id": up.quantizer})
-    clip = 1.0 if up.quantizer in _UNIT_GRID else up.clip
+    clip = multiple * (1.0 if up.quantizer in _UNIT_GRID else up.clip)
     grid = {"levels": up.levels, "clip": (up.levels - 1) / 2 if up.quantizer in _WHOLE_STEPS else clip}
     if up.coding == "entropy":
         return codec_from_config({"id": "entropy-uniform", **grid, "groups": up.groups})

@@ -211,11 +211,13 @@ class ServerSession:
         tokens = message.image.shape[1] if len(message.image.shape) == 3 else 0
         agreed = party.recipe.seam
         due = (int(text.image[-1]) + 1, tokens, channels(agreed.image_up, agreed.width))
-        image = decode(seam.image.up, message.image, due, "image codes", party.device)
+        codec = seam.image.at(message.image.rate, "image codes")
+        image = decode(codec, message.image, due, "image codes", party.device)
         prompt = None
         if seam.text is not None:
             rows = (int((~text.answers).sum()), channels(agreed.text_up, agreed.width))
-            prompt = decode(seam.text.up, message.text.codes, rows, "text codes", party.device)
+            codec = seam.text.at(message.text.codes.rate, "text codes")
+            prompt = decode(codec, message.text.codes, rows, "text codes", party.device)
         elif message.text.HasField("codes"):
             raise CodecError("text codes: the prompt was agreed to cross as ids")
         return text, image, prompt

@@ -19,22 +19,26 @@ from bitseam import config
 from bitseam.codecs import EntropyUniform
 from bitseam.errors import CodecError
 from bitseam.parties.seam import MODALITIES, Seam, build_seam
+from bitseam.quant import RateFSQ
 
 _MEMORY = 0.98  # of the counts, a micro-batch: new tables fit the last 50 or so
 _MESSAGE = 8  # bytes around tables in a message
 
 
-def entropy_codec(seam: Seam, name: str) -> EntropyUniform | None:
-    """The codec of a modality's features where it has tables."""
+def entropy_codec(seam: Seam, name: str, rate: int = 0) -> EntropyUniform | None:
+    """The codec of a modality's features at a rate, where it has tables. Raises CodecError for a rate not agreed."""
     link = getattr(seam, name)
-    return link.up if link is not None and isinstance(link.up, EntropyUniform) else None
+    codec = None if link is None else link.at(rate, name)
+    return codec if isinstance(codec, EntropyUniform) else None
 
 
 def register_tables(model: nn.Module, seam: config.Seam) -> None:
-    """Give a half its buffers NAME_tables: bytes as they travel, uint8, equal frequencies until it is calibrated."""
+    """Give a half its buffers NAME_tables: uint8 (rates, bytes as they travel), equal frequencies until calibrated."""
     for name in MODALITIES:
-        codec = entropy_codec(build_seam(seam), name)
-        raw = None if codec is None else torch.tensor(list(codec.table_bytes()), dtype=torch.uint8)
+        link = getattr(build_seam(seam), name)
+        raw = None
+        if link is not None and isinstance(link.up, EntropyUniform):
+            raw = torch.tensor([list(codec.table_bytes()) for codec in link.rates], dtype=torch.uint8)
         model.register_buffer(f"{name}_tables", raw)
 
 
@@ -42,22 +46,32 @@ def with_kept_tables(seam: Seam, model: nn.Module) -> Seam:
     """The seam with the tables that a half keeps."""
     for name in MODALITIES:
         if entropy_codec(seam, name) is not None:
-            seam = with_tables(seam, name, getattr(model, f"{name}_tables").cpu().numpy().tobytes())
+            for rate, raw in enumerate(getattr(model, f"{name}_tables").cpu().numpy()):
+                seam = with_tables(seam, name, raw.tobytes(), rate)
     return seam
 
 
-def with_tables(seam: Seam, name: str, raw: bytes) -> Seam:
-    """The seam with a modality's tables as they travel. Raises CodecError where none are due, or for wrong ones."""
-    codec = entropy_codec(seam, name)
+def with_tables(seam: Seam, name: str, raw: bytes, rate: int = 0) -> Seam:
+    """The seam with a modality's tables of a rate as they travel. Raises CodecError where none are due, or for wrong
+    ones."""
+    codec = entropy_codec(seam, name, rate)
     if codec is None:
         raise CodecError(f"{name}: tables for a codec that has none")
-    link = replace(getattr(seam, name), up=codec.with_tables(raw))
+    link = getattr(seam, name)
+    link = replace(link, rates=(*link.rates[:rate], codec.with_tables(raw), *link.rates[rate + 1 :]))
     return replace(seam, image=link) if name == "image" else replace(seam, text=link)
 
 
-def keep_tables(model: nn.Module, name: str, raw: bytes) -> None:
-    """Put a modality's tables into a half."""
-    getattr(model, f"{name}_tables").copy_(torch.frombuffer(bytearray(raw), dtype=torch.uint8))
+def keep_tables(model: nn.Module, name: str, raw: bytes, rate: int = 0) -> None:
+    """Put a modality's tables of a rate into a half."""
+    getattr(model, f"{name}_tables")[rate].copy_(torch.frombuffer(bytearray(raw), dtype=torch.uint8))
+
+
+def use_rate(model: nn.Module, seam: Seam, name: str, rate: int) -> None:
+    """Have a modality's quantizer make levels for a rate, at the prices of its tables."""
+    quantizer, codec = getattr(model, f"{name}_quantizer"), entropy_codec(seam, name, rate)
+    if isinstance(quantizer, RateFSQ) and codec is not None:
+        quantizer.use(codec.clip, codec.prices(quantizer.channels))
 
 
 @dataclass

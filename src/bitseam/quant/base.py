@@ -61,6 +61,10 @@ class Quantizer(nn.Module, ABC):
         """Mean (C,) and standard deviation (C,) that the levels are normalised by, or None where they are not."""
         return None
 
+    def rotation(self) -> Tensor | None:
+        """Directions int8 (C, C) that the levels are along, or None where they are along the channels."""
+        return None
+
     def _checked(self, features: Tensor) -> Tensor:
         if features.ndim == 0 or features.shape[-1] != self.width:
             raise CodecError(

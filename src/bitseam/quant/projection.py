@@ -6,6 +6,7 @@ from torch.nn.functional import linear
 
 from bitseam.errors import CodecError
 from bitseam.quant.finite import require_finite
+from bitseam.quant.principal import ONE
 from bitseam.quant.rd_fsq import semi_orthogonal
 
 
@@ -19,9 +20,12 @@ class LevelProjection(nn.Linear):
 
     mean: Tensor
     std: Tensor
+    rotation: Tensor | None
 
-    def __init__(self, channels: int, width: int) -> None:
+    def __init__(self, channels: int, width: int, rotated: bool = False) -> None:
+        """rotated: levels are of principal components, which a rotation turns back into channels."""
         super().__init__(channels, width)
+        self.register_buffer("rotation", ONE * torch.eye(channels, dtype=torch.int8) if rotated else None)
         self.register_buffer("mean", torch.zeros(channels))
         self.register_buffer("std", torch.ones(channels))
         with torch.no_grad():
@@ -43,6 +47,21 @@ class LevelProjection(nn.Linear):
         self.mean.copy_(mean)
         self.std.copy_(std)
 
+    @torch.no_grad()
+    def rotate(self, rotation: Tensor) -> None:
+        """Take the directions, int8 (C * C,) or (C, C), that the client's levels are along from now on.
+
+        Raises CodecError where none are due, or for another size.
+        """
+        if self.rotation is None:
+            raise CodecError("statistics: a rotation for a quantizer that has none")
+        if rotation.numel() != self.rotation.numel():
+            raise CodecError(f"statistics: a rotation of {rotation.numel()} numbers, not {self.rotation.numel()}")
+        self.rotation.copy_(rotation.view_as(self.rotation))
+
     def forward(self, levels: Tensor) -> Tensor:
         """Levels (..., C) -> (..., D)."""
-        return linear(levels * self.std + self.mean, self.weight, self.bias)
+        spread = levels * self.std
+        if self.rotation is not None:
+            spread = linear(spread, self.rotation.float() / ONE)
+        return linear(spread + self.mean, self.weight, self.bias)

@@ -1,55 +1,92 @@
-"""Whole steps at a learned rate: the codes' own bits are part of the loss (Ballé et al., arXiv 1611.01704, 1802.01436).
+"""One step for all principal directions, and its bits in the loss (Ballé et al., arXiv 1611.01704).
 
-x (..., D) -> z = W x + b -> (z - mean) / step * gain -> nearest whole number within L levels, straight-through
+x (..., D) -> z = W x + b (..., C) -> principal components, in deviations -> nearest of L levels, straight-through
 """
-
-import math
 
 import torch
 from torch import Tensor, nn
 
-from bitseam.quant.base import Quantized, straight_through
+from bitseam.errors import CodecError
+from bitseam.quant.base import Quantized, Quantizer, straight_through
 from bitseam.quant.finite import require_finite
-from bitseam.quant.rd_fsq import RDFSQ
-from bitseam.quant.uniform import from_indices, to_indices
+from bitseam.quant.principal import PrincipalDirections
+from bitseam.quant.rd_fsq import semi_orthogonal
+from bitseam.quant.uniform import check_grid, from_indices, to_indices
 
-LEAST_PROBABILITY = 2.0**-16  # of a level in a table, so no code takes more bits
 
+class RateFSQ(Quantizer):
+    """Reverse water-filling (Cover and Thomas, chapter 10) of features that vary together: the transform that leaves
+    least to code is the Karhunen-Loeve transform, and all its components get the same step. Weak ones fall silent.
 
-class RateFSQ(RDFSQ):
-    """Nothing is normalised while training, so the loss can make a channel quiet and its codes cheap, or silent.
+    Levels go out to `clip` root mean square deviations of a channel, so the noise keeps its share whatever the scale
+    of the features. Their number is odd, or nothing could be silent. `use` sets another clip, and with it another step
+    and rate.
 
-    The distortion of this quantizer is the rate: the mean over elements of -log2 p, with p a logistic distribution's
-    share of a bin. It has a learned scale for each channel, and stands in for the tables that code on the wire. The
-    rate is taken of y + u, u uniform over a bin, as in the papers; the task sees rounded y, straight-through, with the
-    gradient of the clip. `calibrate` fixes mean and step, so that the outermost level is `clip` deviations away.
+    The distortion of this quantizer is the rate: mean bits an element at the prices of the tables that code on the
+    wire. Between two levels a price is interpolated, which gives its gradient; its value is what the levels take. The
+    step follows the features' scale, so the gradient of the rate leaves that alone.
     """
 
-    def __init__(self, width: int, channels: int, levels: int, clip: float, momentum: float = 0.1) -> None:
-        """Raises CodecError for levels, clip, channels or momentum out of range."""
-        super().__init__(width, channels, levels, clip, momentum)
-        self.reach = (levels - 1) / 2
-        self.log_gain = nn.Parameter(torch.zeros(channels))
-        # A logistic's deviation is pi / sqrt(3) of its scale; steps are clip / reach deviations.
-        scale = self.reach / clip * math.sqrt(3) / math.pi
-        self.log_scale = nn.Parameter(torch.full((channels,), math.log(scale)))
-        self.normalise.freeze()
+    def __init__(self, width: int, channels: int, levels: int, clip: float) -> None:
+        """Raises CodecError for levels, clip or channels out of range."""
+        super().__init__(width, channels)
+        check_grid(levels, clip)
+        if levels % 2 == 0:
+            raise CodecError(f"rate-fsq needs an odd number of levels, not {levels}: zero must be one of them")
+        self.levels = levels
+        self.project = nn.Linear(width, channels)
+        self.principal = PrincipalDirections(channels, 2 * clip / (levels - 1))
+        with torch.no_grad():
+            self.project.weight.copy_(semi_orthogonal(channels, width))
+            self.project.bias.zero_()
+        self.use(clip, torch.zeros(channels, levels))
+
+    def use(self, clip: float, prices: Tensor) -> None:
+        """From now on quantize out to this clip. prices: bits of each level of each component (C, L).
+
+        Raises CodecError for a clip out of range, or prices of another shape.
+        """
+        check_grid(self.levels, clip)
+        if prices.shape != (self.channels, self.levels):
+            raise CodecError(f"prices of shape {tuple(prices.shape)}, not {(self.channels, self.levels)}")
+        self.clip, self._prices = clip, prices.float()
 
     def statistics(self) -> tuple[Tensor, Tensor]:
-        """Mean (C,), and what one level is worth (C,) before any learning; both stay."""
-        mean, std = super().statistics()
-        return mean, std * (self.clip / self.reach)
+        """Mean (C,) of the channels, and the deviation (C,), the same for all components."""
+        self.principal.require_calibrated()
+        return self.principal.mean.clone(), self.principal.scale.expand(self.channels).clone()
+
+    def rotation(self) -> Tensor:
+        """int8 (C, C): columns / 127 are the directions that the components are along."""
+        return self.principal.rotation.clone()
+
+    def projected(self, features: Tensor) -> Tensor:
+        """What is rotated and quantized: (..., D) -> (..., C). Raises as `forward` does."""
+        with torch.autocast(features.device.type, enabled=False):
+            return self._projected(self._checked(features))
 
     def _quantize(self, x: Tensor) -> Quantized:
-        y = self.normalise(self._projected(x)) * (self.reach / self.clip * self.log_gain.exp())
-        require_finite(y, "features in steps")
-        snapped = from_indices(to_indices(y.detach(), self.levels, self.reach), self.levels, self.reach)
-        seen = y + torch.rand_like(y) - 0.5 if self.training else snapped
-        return Quantized(straight_through(y.clamp(-self.reach, self.reach), snapped), self._bits(seen))
+        clip = self.clip
+        y = self.principal(self._projected(x))
+        require_finite(y, "principal components at the quantizer")
+        indices = to_indices(y.detach(), self.levels, clip)
+        levels = straight_through(y.clamp(-clip, clip), from_indices(indices, self.levels, clip))
+        return Quantized(levels, self._rate(y * ((self.levels - 1) / (2 * clip)), indices))
 
-    def _bits(self, y: Tensor) -> Tensor:
-        """Mean bits an element, (), of values y (..., C) in steps."""
-        scale = self.log_scale.exp()
-        far = y.abs()  # the share of a bin is the same on both sides, and exact far out on this one
-        share = torch.sigmoid((0.5 - far) / scale) - torch.sigmoid((-0.5 - far) / scale)
-        return -share.clamp_min(LEAST_PROBABILITY).log2().sum() / max(y.numel(), 1)
+    def _rate(self, steps: Tensor, indices: Tensor) -> Tensor:
+        """Mean bits an element, (), of components in steps, with the indices of their levels."""
+        size, prices = steps.square().mean().sqrt(), self._prices.T.to(steps.device)
+        place = (steps * (size.detach() / size) + (self.levels - 1) / 2).clamp(0, self.levels - 1)
+        place = place.reshape(-1, self.channels)
+        below = place.detach().floor().clamp_max(self.levels - 2).long()
+        sloped = torch.lerp(prices.gather(0, below), prices.gather(0, below + 1), place - below)
+        paid = prices.gather(0, indices.reshape(-1, self.channels).long())
+        return straight_through(sloped, paid).sum() / max(steps.numel(), 1)
+
+    def _calibrate(self, x: Tensor) -> None:
+        self.principal.calibrate(self._projected(x))
+
+    def _projected(self, x: Tensor) -> Tensor:
+        z = self.project(x)
+        require_finite(z, "projected features at the quantizer")
+        return z

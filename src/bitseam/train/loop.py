@@ -91,7 +91,7 @@ def _step(
 ) -> dict[str, Any]:
     """One optimiser step -> its row in the log. Bytes are totals since the run began."""
     plan = recipe.train
-    start, loss, answer_tokens = time.perf_counter(), 0.0, 0
+    start, loss, answer_tokens, coded_bytes, predicted_bytes = time.perf_counter(), 0.0, 0, 0, 0.0
     session.watch.seconds.clear()
     for micro in range(plan.accumulate):
         with session.watch("data"):
@@ -99,6 +99,7 @@ def _step(
         last = micro == plan.accumulate - 1
         part = session.step(step, micro, last, features, text, recipe.seam.image_up.distortion_weight)
         loss, answer_tokens = loss + part.loss, answer_tokens + part.answer_tokens
+        coded_bytes, predicted_bytes = coded_bytes + part.coded_bytes, predicted_bytes + part.predicted_bytes
     rate = stepper.rate
     with session.watch("client step"):
         norm = stepper.step(answer_tokens)
@@ -110,6 +111,8 @@ def _step(
         "rate": rate,
         "up_bytes": up.bytes,
         "down_bytes": down.bytes,
+        "coded_bytes": coded_bytes,  # of this step's entropy-coded features, and what their tables predict
+        "predicted_bytes": predicted_bytes,
         "fp16_bytes": up.fp16_bytes + down.fp16_bytes,
         "step_seconds": time.perf_counter() - start,
         "seconds": dict(session.watch.seconds),

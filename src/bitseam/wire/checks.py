@@ -98,6 +98,7 @@ def _statistics(message: pb.Calibrate, limits: Limits) -> None:
         _require(mean == std and mean % 4 == 0, f"{name}: statistics of {mean} and {std} bytes")
         _at_most(f"{name}: channels", mean // 4, limits.channels)
         _at_most(f"{name}: bytes of tables", len(statistics.tables), limits.tables)
+        _at_most(f"{name}: bytes of a rotation", len(statistics.rotation), limits.rotation)
 
 
 def _no_unknown_fields(message: Any) -> None:

@@ -22,6 +22,7 @@ class Limits:
     weights: int = 2**26  # of a client's half, where halves are averaged
     channels: int = 65536
     tables: int = 2**21  # bytes of frequencies: 4096 groups of 256 levels
+    rotation: int = 2**24  # bytes of directions: 4096 channels
     new_tokens: int = 4096
     hello_seconds: float = 30.0  # from the beginning of a session to its Hello
     idle_seconds: float = 3600.0  # from one message of a client to its next, which it may have to compute

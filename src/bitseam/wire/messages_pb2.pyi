@@ -62,12 +62,14 @@ class Envelope(_message.Message):
     def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., welcome: _Optional[_Union[Welcome, _Mapping]] = ..., refuse: _Optional[_Union[Refuse, _Mapping]] = ..., calibrate: _Optional[_Union[Calibrate, _Mapping]] = ..., ack: _Optional[_Union[Ack, _Mapping]] = ..., forward: _Optional[_Union[Forward, _Mapping]] = ..., backward: _Optional[_Union[Backward, _Mapping]] = ..., checkpoint: _Optional[_Union[Checkpoint, _Mapping]] = ..., ask: _Optional[_Union[Ask, _Mapping]] = ..., tokens: _Optional[_Union[Tokens, _Mapping]] = ..., goodbye: _Optional[_Union[Goodbye, _Mapping]] = ..., average: _Optional[_Union[Average, _Mapping]] = ..., averaged: _Optional[_Union[Averaged, _Mapping]] = ...) -> None: ...
 
 class Coded(_message.Message):
-    __slots__ = ("shape", "payload")
+    __slots__ = ("shape", "payload", "rate")
     SHAPE_FIELD_NUMBER: _ClassVar[int]
     PAYLOAD_FIELD_NUMBER: _ClassVar[int]
+    RATE_FIELD_NUMBER: _ClassVar[int]
     shape: _containers.RepeatedScalarFieldContainer[int]
     payload: bytes
-    def __init__(self, shape: _Optional[_Iterable[int]] = ..., payload: _Optional[bytes] = ...) -> None: ...
+    rate: int
+    def __init__(self, shape: _Optional[_Iterable[int]] = ..., payload: _Optional[bytes] = ..., rate: _Optional[int] = ...) -> None: ...
 
 class Hello(_message.Message):
     __slots__ = ("version", "purpose", "terms", "session", "run", "steps")
@@ -125,14 +127,18 @@ class Refuse(_message.Message):
     def __init__(self, fault: _Optional[_Union[Fault, str]] = ..., reason: _Optional[str] = ..., differences: _Optional[_Iterable[_Union[Difference, _Mapping]]] = ...) -> None: ...
 
 class Statistics(_message.Message):
-    __slots__ = ("mean", "std", "tables")
+    __slots__ = ("mean", "std", "tables", "rotation", "rate")
     MEAN_FIELD_NUMBER: _ClassVar[int]
     STD_FIELD_NUMBER: _ClassVar[int]
     TABLES_FIELD_NUMBER: _ClassVar[int]
+    ROTATION_FIELD_NUMBER: _ClassVar[int]
+    RATE_FIELD_NUMBER: _ClassVar[int]
     mean: bytes
     std: bytes
     tables: bytes
-    def __init__(self, mean: _Optional[bytes] = ..., std: _Optional[bytes] = ..., tables: _Optional[bytes] = ...) -> None: ...
+    rotation: bytes
+    rate: int
+    def __init__(self, mean: _Optional[bytes] = ..., std: _Optional[bytes] = ..., tables: _Optional[bytes] = ..., rotation: _Optional[bytes] = ..., rate: _Optional[int] = ...) -> None: ...
 
 class Calibrate(_message.Message):
     __slots__ = ("image", "text")

@@ -1,0 +1,107 @@
+"""The tables of docs/protocol.md say what the code does, in both directions: neither has a row that the other lacks."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import fields
+from pathlib import Path
+from typing import get_args
+
+import pytest
+from conftest import Tiny, make_recipe
+from google.protobuf.descriptor import FieldDescriptor
+from wire_examples import GOLDEN
+
+from bitseam import config
+from bitseam.parties.seam import terms
+from bitseam.parties.text import _FIRST, _FURTHER, _HERE, _HIDDEN, _IDS, _TURN
+from bitseam.transport.grpc import _METHOD, _SERVICE
+from bitseam.wire import VERSION, Limits
+from bitseam.wire import messages_pb2 as pb
+from bitseam.wire.protocol import READY, SPEAKER, TABLE, State
+
+SCALARS = ("bool", "bytes", "double", "string", "uint32", "uint64")
+PAGE = (Path(__file__).parents[2] / "docs" / "protocol.md").read_text()
+
+
+def table(heading: str) -> list[list[str]]:
+    """The rows of the first table under a heading, without its head."""
+    body = re.split(r"^#+ ", PAGE.partition(f"# {heading}\n")[2], flags=re.MULTILINE)[0]
+    lines = [line for line in body.splitlines() if line.startswith("|")]
+    assert len(lines) > 2, heading
+    return [[cell.strip().strip("`") for cell in line.strip("|").split("|")] for line in lines[2:]]
+
+
+def type_of(field: FieldDescriptor) -> str:
+    if field.message_type is not None and field.message_type.GetOptions().map_entry:
+        return "map string to string"
+    names = {getattr(FieldDescriptor, f"TYPE_{name.upper()}"): name for name in SCALARS}
+    kind = field.message_type or field.enum_type
+    return ("repeated " if field.is_repeated else "") + (kind.name if kind else names[field.type])
+
+
+@pytest.mark.parametrize("message", sorted(pb.DESCRIPTOR.message_types_by_name))
+def test_fields(message: str) -> None:
+    due = [[f.name, str(f.number), type_of(f)] for f in pb.DESCRIPTOR.message_types_by_name[message].fields]
+    assert [row[:3] for row in table(message)] == due
+
+
+def test_no_other_messages() -> None:
+    told = set(re.findall(r"^### (\w+)$", PAGE, re.MULTILINE))
+    assert told == set(pb.DESCRIPTOR.message_types_by_name)
+
+
+def test_states() -> None:
+    due = {
+        (state.name, SPEAKER[kind], kind.__name__, following.name if isinstance(following, State) else READY.upper())
+        for (state, kind), following in TABLE.items()
+        if kind is not pb.Refuse
+    }
+    assert {tuple(row) for row in table("States")} == due
+    refused = {state for state, kind in TABLE if kind is pb.Refuse}
+    assert refused == set(State) - {State.CLOSED}
+
+
+def test_faults() -> None:
+    assert [(int(number), name) for number, name, _ in table("Faults")] == [(v, k) for k, v in pb.Fault.items()]
+
+
+def test_terms(tiny: Tiny) -> None:
+    told = {(name, where) for name, where, _ in table("Terms")}
+    found: set[tuple[str, str]] = set()
+    for text in ("ids", "codes"):
+        recipe = make_recipe(tiny, seam__text=text)
+        training, asking = (set(terms(recipe, 17, "f", weights)) for weights in (None, "fresh"))
+        found |= {(name, "both") for name in training & asking}
+        found |= {(name, "TRAIN") for name in training - asking} | {(name, "ASK") for name in asking - training}
+    assert told == found
+
+
+def test_limits() -> None:
+    told = {name: float(value.replace(",", "")) for name, value, _ in table("Limits")}
+    assert told == {field.name: getattr(Limits(), field.name) for field in fields(Limits)}
+
+
+def test_codecs() -> None:
+    floats = {"fp32", "fp16", "bf16"}
+    assert {row[0] for row in table("Codecs")} == floats | {"uniform", "entropy-uniform"} | set(
+        get_args(config.GradientName)
+    )
+
+
+def test_symbols() -> None:
+    told = [row[0] for row in table("Symbols of text")]
+    assert told[:5] == [str(mark) for mark in (_FIRST, _FURTHER, _HERE, _TURN, _HIDDEN)]
+    assert told[5] == f"{_IDS} + id"
+
+
+def test_frames() -> None:
+    assert {row[0]: row[1] for row in table("Frames as bytes")} == {
+        kind.__name__: frame for kind, (_, frame) in GOLDEN.items()
+    }
+
+
+def test_names_and_version() -> None:
+    assert f"/{_SERVICE}/{_METHOD}" in PAGE
+    assert f"`Hello.version` is {VERSION}." in PAGE
+    assert f"version {VERSION}\n" in PAGE.partition("\n\n")[0] + "\n"
