@@ -107,7 +107,8 @@ def test_a_row_longer_than_the_recipes_is_refused(tiny: Tiny) -> None:
 def test_weights_of_one_client_do_not_make_the_mean_infinite() -> None:
     averaging, seats = Averaging(last=1), [Seat("a"), Seat("b")]
     averaging._brought = {seat.name: (seat, 1, torch.full((2,), 3e38)) for seat in seats}
-    averaging._close()
+    with averaging._changed:
+        averaging._close()
     for seat in seats:
         assert seat.average is not None
         assert torch.isfinite(seat.average[0]).all()

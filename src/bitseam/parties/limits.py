@@ -27,8 +27,8 @@ def session_limits(recipe: config.Recipe, vocabulary: int) -> Limits:
     if seam.text is not None:
         shapes["text"] = (tokens, channels(wanted.text_up, wanted.width))
     links = {name: getattr(seam, name) for name in shapes}
-    codecs = {name: (link.up, link.down) for name, link in links.items()}
-    tables = [len(up.table_bytes()) for up, _ in codecs.values() if isinstance(up, EntropyUniform)]
+    codecs = {name: (*link.rates, link.down) for name, link in links.items()}
+    tables = [len(link.up.table_bytes()) for link in links.values() if isinstance(link.up, EntropyUniform)]
     payloads = sum(max(codec.payload_bytes(shapes[name]) for codec in codecs[name]) for name in shapes)
     widest = max(shape[-1] for shape in shapes.values())
     usual = Limits()
