@@ -162,7 +162,8 @@ def run_tests(folder: Path, results: Path) -> ElementTree.Element:
     """Run the tests of a folder, slow ones too, and read what pytest says of each."""
     if not folder.is_dir():
         sys.exit(f"{folder}: no such tests, and the report needs them")
-    command = [sys.executable, "-m", "pytest", "-q", "-m", "", f"--junitxml={results}", str(folder)]
+    options = ["-q", "-m", "", "-o", "junit_family=xunit1", f"--junitxml={results}"]  # xunit1 has properties
+    command = [sys.executable, "-m", "pytest", *options, str(folder)]
     status = subprocess.run(command, check=False).returncode
     if status not in (0, 1):  # all passed, or some failed
         sys.exit(f"{' '.join(command)} ended with status {status}")
