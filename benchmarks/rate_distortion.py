@@ -35,7 +35,7 @@ COLOURS = {  # by how a codec's name begins
     ("",): ("tab:gray", "blocks and floats"),
 }
 STYLES = (("-", "black"), (":", "black"), ("--", "tab:gray"))
-LEAST_BITS, MOST_BITS = 0.08, 14.0
+LEAST_BITS, MOST_BITS = 0.05, 14.0
 
 
 def bounds(x: Tensor) -> dict[str, list[tuple[float, float]]]:
