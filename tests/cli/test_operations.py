@@ -83,6 +83,7 @@ def test_an_operator_sees_what_happens(work: Work, tiny: Tiny) -> None:  # noqa:
     assert len({record["session"] for record in checkpoints}) == 1
 
 
+@pytest.mark.slow
 def test_bytes_in_the_metrics_are_those_of_the_clients_ledger(work: Work) -> None:  # noqa: F811
     note = work.folder / "run" / "server" / "metrics.json"
     with work.server() as server:
@@ -110,6 +111,7 @@ def test_bytes_in_the_metrics_are_those_of_the_clients_ledger(work: Work) -> Non
         assert ended(server)[0] == 0
 
 
+@pytest.mark.slow
 def test_a_refusal_is_counted_and_a_port_in_use_is_named(work: Work) -> None:  # noqa: F811
     note = work.folder / "run" / "server" / "metrics.json"
     with work.server():

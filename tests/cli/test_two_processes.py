@@ -150,6 +150,7 @@ def finals(work: Work) -> dict[str, bytes]:
 LONG = ("--set", "train.steps=60", "--set", "train.checkpoint_every=10", "--set", "server.tune=lora")
 
 
+@pytest.mark.slow
 def test_both_sides_killed_and_started_again_end_with_the_same_weights(work: Work) -> None:
     dropout = (*LONG, "--set", "server.lora.dropout=0.2")
     with work.server(*dropout):
@@ -199,6 +200,7 @@ def test_a_server_told_to_stop_ends_the_step_with_both_halves_written(work: Work
             assert "going back" not in output
 
 
+@pytest.mark.slow
 def test_a_folder_of_another_recipe_or_of_another_run_is_refused(work: Work) -> None:
     with work.server():
         assert work.run("train", str(work.recipe))[0] == 0
@@ -239,6 +241,7 @@ def test_a_certificate_that_the_server_does_not_know(work: Work) -> None:
         assert "a TLS handshake failed" in output
 
 
+@pytest.mark.slow
 def test_a_port_in_use(work: Work) -> None:
     with work.server() as first:
         port = int(work.recipe.read_text().partition("localhost:")[2].partition('"')[0])
@@ -258,8 +261,8 @@ def _listening(port: int) -> bool:
     ("fault", "complaint"),
     [
         ("image", "3.png: not a readable image"),
-        ("row", "rows.jsonl:2: answer is missing"),
-        ("recipe", "train.stepps: unknown key"),
+        pytest.param("row", "rows.jsonl:2: answer is missing", marks=pytest.mark.slow),
+        pytest.param("recipe", "train.stepps: unknown key", marks=pytest.mark.slow),
     ],
 )
 def test_bad_input_is_named_on_both_sides(work: Work, fault: str, complaint: str) -> None:
