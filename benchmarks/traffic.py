@@ -79,8 +79,8 @@ def main() -> None:
     show(rows)
 
 
-def train(demo: Path, name: str, point: tuple[str, ...], seed: int) -> Path:
-    """Serve and train the demo's recipe with a point's settings; the run's folder."""
+def train(demo: Path, name: str, point: tuple[str, ...], seed: int, plan: Path | None = None) -> Path:
+    """Serve and train the demo's recipe with a point's settings, over a plan where there is one; the run's folder."""
     out = demo / (name.replace(",", "").replace(" ", "-") + f"-seed-{seed}" * (seed > 0))
     if (out / "client" / "summary.json").exists():
         return out
@@ -94,6 +94,7 @@ def train(demo: Path, name: str, point: tuple[str, ...], seed: int) -> Path:
         *point,
     ]
     words = [str(RECIPE), *(word for setting in settings for word in ("--set", setting))]
+    words += ["--plan", str(plan)] if plan else []
     bitseam = [sys.executable, "-m", "bitseam.cli.main"]
     out.mkdir(parents=True, exist_ok=True)
     (out / "about.json").write_text(json.dumps(circumstances(torch.get_num_threads())))
