@@ -33,7 +33,7 @@ class Codec(ABC):
         return {"id": self.codec_id, **asdict(self)}  # type: ignore[call-overload]
 
     def encode(self, x: Tensor, generator: torch.Generator | None = None) -> bytes:
-        """Encode a floating-point tensor of any shape and device; `generator` (CPU) serves the codecs that draw random numbers.
+        """Encode floats of any shape, on any device; `generator` (CPU) serves the codecs that draw random numbers.
 
         Raises CodecError for a dtype that is not floating-point, NonFiniteError for NaN or infinity.
         """
