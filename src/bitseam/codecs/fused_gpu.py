@@ -51,7 +51,8 @@ def compiles(device: torch.device) -> bool:
     try:
         torch.compile(torch.neg, **COMPILER)(torch.ones(8, device=device))
     except Exception as error:  # no C compiler, no headers of Python, a GPU too old: each has another
-        _log.warning("codec uniform goes by the CPU, as torch.compile fails on %s: %s", device, error)
+        why = str(error).partition("\n")[0]
+        _log.warning("codec uniform goes by the CPU, as torch.compile fails on %s: %s", device, why)
         return False
     return True
 
