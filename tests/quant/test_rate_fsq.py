@@ -134,7 +134,7 @@ def test_what_cannot_be_is_refused() -> None:
         RateFSQ(WIDTH, WIDTH, LEVELS, CLIP)(features())
     with pytest.raises(CodecError, match="two tokens"):
         RateFSQ(WIDTH, WIDTH, LEVELS, CLIP).calibrate(features(1))
-    with pytest.raises(CodecError, match=r"prices of shape \(12, 3\)"):
+    with pytest.raises(CodecError, match=r"prices of shape \(12, 3\), not"):
         calibrated().use(CLIP, torch.zeros(WIDTH, 3))
     with pytest.raises(CodecError, match="rotation of 9 numbers, not 144"):
         LevelProjection(WIDTH, WIDTH, rotated=True).rotate(torch.zeros(9, dtype=torch.int8))
