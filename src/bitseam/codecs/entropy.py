@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bitseam.codecs.base import Codec
-from bitseam.codecs.entropy_contexts import ContextTables
+from bitseam.codecs.entropy_contexts import ContextTables, group_of
 from bitseam.codecs.entropy_stream import MAX_SYMBOLS, TOTAL, Runs, checked_table, decode, encode, most_bytes, table_of
 from bitseam.errors import CodecError
 from bitseam.quant.contexts import check_contexts
@@ -76,7 +76,7 @@ class EntropyUniform(Codec):
         """How often each table is asked for each level of x (..., C): (R, L)."""
         x = x.detach().to("cpu", torch.float32)
         if self._in_contexts(x.shape):
-            return self._by_context(x.shape[-1]).counts(to_indices(x, self.levels, self.clip))
+            return self._by_context().counts(to_indices(x, self.levels, self.clip))
         indices = self._by_channel(x)
         counts = np.zeros((self.groups, self.contexts, self.levels), np.int64)
         for group, part in enumerate(np.split(indices, self._bounds(len(indices))[1:-1])):
@@ -95,7 +95,7 @@ class EntropyUniform(Codec):
 
     def group_of(self, channels: int) -> NDArray[np.int64]:
         """The group of each channel: (C,)."""
-        return np.arange(channels) * self.groups // channels
+        return group_of(channels, self.groups)
 
     def bits(self, counts: NDArray) -> float:
         """What indices with these counts (R, L) take, in bits, without the ends of lanes."""
@@ -115,7 +115,7 @@ class EntropyUniform(Codec):
 
     def _encode(self, x: Tensor, generator: torch.Generator | None) -> bytes:
         if self._in_contexts(x.shape):
-            return self._by_context(x.shape[-1]).encode(to_indices(x, self.levels, self.clip))
+            return self._by_context().encode(to_indices(x, self.levels, self.clip))
         indices = self._by_channel(x)
         return encode(indices.reshape(-1), self._runs(*indices.shape))
 
@@ -123,7 +123,7 @@ class EntropyUniform(Codec):
         channels = shape[-1] if shape else 1
         if self._in_contexts(shape):
             images, tokens, _ = shape
-            decoded = self._by_context(channels).decode(payload, (images, tokens, channels))
+            decoded = self._by_context().decode(payload, (images, tokens, channels))
             return from_indices(decoded, self.levels, self.clip)
         tokens = math.prod(shape) // max(channels, 1)
         indices = decode(payload, self._runs(channels, tokens)).reshape(channels, tokens)
@@ -135,8 +135,8 @@ class EntropyUniform(Codec):
     def _in_contexts(self, shape: Sequence[int]) -> bool:
         return self.contexts > 1 and len(shape) == 3 and math.prod(shape) > 0
 
-    def _by_context(self, channels: int) -> ContextTables:
-        return ContextTables(self._rows(), self.contexts, self.group_of(channels))
+    def _by_context(self) -> ContextTables:
+        return ContextTables(self._rows(), self.contexts)
 
     def _by_channel(self, x: Tensor) -> NDArray[np.uint8]:
         """x (..., C) -> indices (C, tokens)."""

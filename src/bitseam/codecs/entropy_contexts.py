@@ -17,16 +17,15 @@ from bitseam.quant.contexts import contexts_at, contexts_of, wavefronts
 
 @dataclass(frozen=True)
 class ContextTables:
-    """tables: (groups x contexts, L) frequencies; groups: of each channel (C,)."""
+    """tables: (groups x contexts, L) frequencies."""
 
     tables: tuple[tuple[int, ...], ...]
     contexts: int
-    groups: NDArray[np.int64]
 
     def counts(self, indices: Tensor) -> NDArray[np.int64]:
         """How often each table is asked for each symbol by indices (..., C): (groups x contexts, L)."""
         levels = len(self.tables[0])
-        tables = contexts_of(indices, levels, self.contexts) + torch.from_numpy(self.groups * self.contexts)
+        tables = contexts_of(indices, levels, self.contexts) + torch.from_numpy(self._first(indices.shape[-1]))
         counts = (tables * levels + indices).reshape(-1).bincount(minlength=len(self.tables) * levels)
         return counts.reshape(-1, levels).numpy()
 
@@ -57,5 +56,16 @@ class ContextTables:
     def _sorted(self, indices: Tensor, positions: Tensor) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Of the symbols at positions whose neighbours are known: their order, and how many each table has."""
         contexts = contexts_at(indices, positions, len(self.tables[0]), self.contexts).numpy()
-        rows = (contexts + self.groups * self.contexts).reshape(-1).astype(np.uint16)  # NumPy sorts these in one pass
+        rows = (
+            (contexts + self._first(indices.shape[-1])).reshape(-1).astype(np.uint16)
+        )  # NumPy sorts these in one pass
         return np.argsort(rows, kind="stable"), np.bincount(rows, minlength=len(self.tables))
+
+    def _first(self, channels: int) -> NDArray[np.int64]:
+        """The first table of each channel: (C,)."""
+        return self.contexts * group_of(channels, len(self.tables) // self.contexts)
+
+
+def group_of(channels: int, groups: int) -> NDArray[np.int64]:
+    """The group of each channel: (C,)."""
+    return np.arange(channels) * groups // channels
