@@ -82,6 +82,8 @@ class Up:
     clip: Annotated[float, Field(gt=0, le=100)] = 1.5  # outermost level, in deviations; a learned clip starts there
     coding: Literal["packed", "entropy"] = "packed"  # codes at a fixed rate, or at their entropy (256 levels at most)
     groups: Annotated[int, Field(ge=1, le=4096)] = 16  # of channels, each with a table of its own; for entropy coding
+    contexts: Annotated[int, Field(ge=1, le=15)] = 1  # odd; how many tables each group has, chosen by the left and the
+    # upper token of an image; for entropy coding
     steps: tuple[Annotated[float, Field(ge=0, le=1000)], ...] = ()  # of `step-fsq`, in deviations; 0 drops a channel
     distortion_weight: Rate = 0.25  # in the loss; of `rate-fsq`'s mean bits an element
     rates: Annotated[tuple[Multiple, ...], Field(min_length=1, max_length=16)] = (1.0,)  # of `rate-fsq`: multiples of
@@ -95,6 +97,10 @@ class Up:
             raise ValueError(f"rates are for the quantizer rate-fsq, not {self.quantizer}")
         if self.rate >= len(self.rates):
             raise ValueError(f"rate {self.rate}: there are {len(self.rates)} rates, from 0 on")
+        if self.contexts % 2 == 0 or self.groups * self.contexts > 4096:
+            raise ValueError("contexts must be an odd number, and groups x contexts at most 4096")
+        if self.contexts > 1 and self.coding != "entropy":
+            raise ValueError("contexts are for coding = 'entropy'")
         if self.steps and self.quantizer != "step-fsq":
             raise ValueError(f"steps are for the quantizer step-fsq, not {self.quantizer}")
 
@@ -127,6 +133,8 @@ class Seam:
     text_down: Down = Down()
 
     def __post_init__(self) -> None:
+        if self.text_up.contexts > 1:
+            raise ValueError("text_up.contexts: tokens of text have none but 1")
         for name, up in (("image_up", self.image_up), ("text_up", self.text_up)):
             if up.steps and len(up.steps) != (up.channels or self.width):
                 raise ValueError(f"{name}.steps: {len(up.steps)} steps for {up.channels or self.width} channels")

@@ -95,6 +95,8 @@ CASES = [
     Case("entropy3", learned(EntropyUniform(3, 1.22, 5)), "ba436b40172b2693", 1.3, rd_fsq(3, 1.22)),
     Case("entropy6", learned(EntropyUniform(6, 2.5, 1)), "c715febd16830bce", 0.51, rd_fsq(6, 2.5)),
     Case("entropy256", learned(EntropyUniform(256, 2.6, 3)), "0256654bdf0710b7", 0.02, rd_fsq(256, 2.6)),
+    Case("contexts3", learned(EntropyUniform(4, 1.49, 2, contexts=3)), "4a0fe589aed68beb", 1.1, rd_fsq(4, 1.49)),
+    Case("contexts5", learned(EntropyUniform(9, 4.0, 4, contexts=5)), "6a991699fdc43213", 0.51, rate_fsq()),
     Case("entropy-stochastic.1", EntropyStochastic(0.1), "9241c0e8de134630", 0.16, deterministic=False),
     Case("entropy-stochastic2", EntropyStochastic(2), "9d175a9a06f9501d", 3.1, deterministic=False),
     Case("entropy-stochastic1000", EntropyStochastic(1000), "803b78b23f6b665e", 1600, deterministic=False),

@@ -40,6 +40,7 @@ CODECS: dict[str, list[dict[str, Any]]] = {
     "entropy-uniform": [
         {"id": "entropy-uniform", "levels": 4, "clip": 1.5, "groups": 2},
         {"id": "entropy-uniform", "levels": 200, "clip": 1.5, "groups": 1},
+        {"id": "entropy-uniform", "levels": 5, "clip": 1.5, "groups": 2, "contexts": 3},
     ],
     "entropy-stochastic": [{"id": "entropy-stochastic", "step": 2.0}, {"id": "entropy-stochastic", "step": 0.1}],
     "top-k": [{"id": "top-k", "share": 0.1}, {"id": "top-k", "share": 0.3, "bits": 2}, {"id": "top-k", "share": 0.9}],

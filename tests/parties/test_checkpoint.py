@@ -34,7 +34,7 @@ KINDS = [
     {"server__tune": "lora"},
     {"server__tune": "frozen"},
     {"seam__text": "codes", "seam__text_up__clip": 3.0},
-    {"seam__image_up__coding": "entropy"},
+    {"seam__image_up__coding": "entropy", "seam__image_up__contexts": 3},
     {"llava": True},
 ]
 

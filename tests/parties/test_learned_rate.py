@@ -25,8 +25,9 @@ from bitseam.transport import memory_pair
 from bitseam.wire import messages_pb2 as pb
 
 
-def test_predicted_bytes_are_those_on_the_wire(tiny: Tiny) -> None:
-    up = RATE | {"projection": "fixed", "rates": (1, 2.5), "distortion_weight": 0.05}
+@pytest.mark.parametrize("contexts", [1, 3])
+def test_predicted_bytes_are_those_on_the_wire(tiny: Tiny, contexts: int) -> None:
+    up = RATE | {"contexts": contexts, "projection": "fixed", "rates": (1, 2.5), "distortion_weight": 0.05}
     recipe = make_recipe(tiny, seam__image_up=up, client__rate=1e-2, train__batch=96)
     with pair(recipe) as split:
         count, model = 96, split.client.model
@@ -47,8 +48,9 @@ def test_predicted_bytes_are_those_on_the_wire(tiny: Tiny) -> None:
         assert max(part.coded_bytes for part in parts) > 1.5 * min(part.coded_bytes for part in parts)
 
 
-def test_levels_of_each_rate_cross_unchanged(tiny: Tiny) -> None:
-    recipe = make_recipe(tiny, seam__image_up=RATE | {"rates": (1, 0.5, 4)})
+@pytest.mark.parametrize("contexts", [1, 5])
+def test_levels_of_each_rate_cross_unchanged(tiny: Tiny, contexts: int) -> None:
+    recipe = make_recipe(tiny, seam__image_up=RATE | {"rates": (1, 0.5, 4), "contexts": contexts})
     model, seam = build_client(recipe, str).eval(), build_seam(recipe.seam)
     features = torch.randn(8, 4, model.vision.tower.width, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():

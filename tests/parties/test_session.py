@@ -163,6 +163,7 @@ def test_accumulated_micro_batches_are_one_large_batch(tiny: Tiny, tmp_path: Pat
         },
         {"seam__text": "codes", "seam__text_up": {"quantizer": "step-fsq", "coding": "entropy", "levels": 5}},
         {"seam__image_up": RATE | {"distortion_weight": 0.05}},
+        {"seam__image_up": RATE | {"distortion_weight": 0.05, "contexts": 3}},
         {"seam__text": "codes", "seam__text_up": RATE | {"rates": (1, 2)}},
         {"train__autocast": "bf16"},
         {"seam__image_up__projection": "fixed"},

@@ -49,7 +49,7 @@ def step_fsq() -> StepFSQ:
 def rate_fsq() -> RateFSQ:
     quantizer = RateFSQ(WIDTH, 6, 9, 4.0)
     quantizer.calibrate(features(100))
-    quantizer.use(4.0, torch.arange(-4.0, 5.0).square().expand(6, 9))
+    quantizer.use(4.0, torch.arange(-4.0, 5.0).square().expand(6, 1, 9))
     return quantizer
 
 

@@ -47,6 +47,23 @@ def test_told_bits_are_what_codes_take() -> None:
     assert bits == pytest.approx(8 * len(codec.encode(quantized.levels)), rel=0.02)
 
 
+def test_told_bits_are_by_the_contexts_that_code_images() -> None:
+    quantizer, whole = calibrated(), features(600, seed=1)[:, None]
+    tokens = 0.9 * (whole - whole.mean(0)) + 0.3 * features(600 * 9, seed=2).reshape(600, 9, WIDTH)
+    codec = EntropyUniform(LEVELS, CLIP, groups=WIDTH, contexts=5)
+    codec = codec.learned(codec.counts(quantizer.eval()(tokens).levels))
+    quantizer.use(CLIP, codec.prices(WIDTH))
+    quantized = quantizer(tokens.requires_grad_())
+    bits = quantized.distortion.item() * quantized.levels.numel()
+    assert bits == pytest.approx(codec.bits(codec.counts(quantized.levels)), rel=1e-5)
+    assert bits == pytest.approx(8 * len(codec.encode(quantized.levels)), rel=0.02)
+    apart = quantizer(tokens.reshape(-1, WIDTH))  # of no image, so each in the middle context
+    assert apart.distortion > 1.1 * quantized.distortion
+    assert not torch.equal(
+        *(torch.autograd.grad(told.distortion, tokens, retain_graph=True)[0] for told in (quantized, apart))
+    )
+
+
 def test_the_server_undoes_rotation_scale_and_mean() -> None:
     quantizer, x = calibrated().eval(), features(seed=1)
     projection = LevelProjection(WIDTH, WIDTH, rotated=True)
@@ -134,8 +151,12 @@ def test_what_cannot_be_is_refused() -> None:
         RateFSQ(WIDTH, WIDTH, LEVELS, CLIP)(features())
     with pytest.raises(CodecError, match="two tokens"):
         RateFSQ(WIDTH, WIDTH, LEVELS, CLIP).calibrate(features(1))
-    with pytest.raises(CodecError, match=r"prices of shape \(12, 3\)"):
+    with pytest.raises(CodecError, match=r"prices of shape \(12, 3\), not"):
         calibrated().use(CLIP, torch.zeros(WIDTH, 3))
+    with pytest.raises(CodecError, match=r"prices of shape \(12, 1, 3\), not \(12, 'contexts', 31\)"):
+        calibrated().use(CLIP, torch.zeros(WIDTH, 1, 3))
+    with pytest.raises(CodecError, match="contexts must be an odd number"):
+        calibrated().use(CLIP, torch.zeros(WIDTH, 2, LEVELS))
     with pytest.raises(CodecError, match="rotation of 9 numbers, not 144"):
         LevelProjection(WIDTH, WIDTH, rotated=True).rotate(torch.zeros(9, dtype=torch.int8))
     with pytest.raises(CodecError, match="quantizer that has none"):

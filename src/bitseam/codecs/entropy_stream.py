@@ -16,9 +16,11 @@ installed, and on NumPy otherwise. Decoding must end at x = 0 without a word lef
 encoding, and what is no encoding is refused.
 """
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -41,10 +43,14 @@ _WORD = np.uint64(2**32)
 
 @dataclass(frozen=True)
 class Runs:
-    """tables: R of them, of any lengths; bounds: (R + 1,), run r holds the symbols [bounds[r], bounds[r + 1])."""
+    """tables: of any lengths; bounds: (R + 1,), run r holds the symbols [bounds[r], bounds[r + 1]).
+
+    used: which table each run has (R,); by default run r has table r.
+    """
 
     tables: tuple[tuple[int, ...], ...]
     bounds: NDArray[np.int64]
+    used: NDArray[np.int64] | None = None
 
     @property
     def count(self) -> int:
@@ -53,18 +59,22 @@ class Runs:
     def lanes(self) -> int:
         return -(-self.count // LANE)
 
+    def table(self, runs: Any) -> Any:
+        """The number of the table of a run, or of several."""
+        return runs if self.used is None else self.used[runs]
+
     def within(self, lane: int) -> list[tuple[int, int, int]]:
-        """(run, start, stop) of each piece of a run in a lane, in order."""
+        """(table, start, stop) of each piece of a run in a lane, in order."""
         start, stop = lane * LANE, min((lane + 1) * LANE, self.count)
         first, last = np.searchsorted(self.bounds, (start, stop - 1), "right") - 1
         pieces = ((r, max(self.bounds[r], start), min(self.bounds[r + 1], stop)) for r in range(first, last + 1))
-        return [(run, int(a), int(b)) for run, a, b in pieces if a < b]
+        return [(int(self.table(run)), int(a), int(b)) for run, a, b in pieces if a < b]
 
 
-def table_of(counts: NDArray[Any]) -> tuple[int, ...]:
-    """The table that fits counts (L,) best, with half a count more for what was not seen yet (Krichevsky and Trofimov,
-    1981)."""
-    shares = (counts + 0.5) / (counts + 0.5).sum()
+def table_of(counts: NDArray[Any], unseen: float | NDArray[np.float64] = 0.5) -> tuple[int, ...]:
+    """The table that fits counts (L,) best, with some more for what was not seen yet: half a count by default
+    (Krichevsky and Trofimov, 1981)."""
+    shares = (counts + unseen) / (counts + unseen).sum()
     table = np.floor(shares * (TOTAL - len(counts))).astype(np.int64) + 1
     table[table.argmax()] += TOTAL - table.sum()  # where it matters least
     return tuple(table.tolist())
@@ -95,11 +105,53 @@ def decode(stream: bytes, runs: Runs) -> NDArray[np.uint8]:
 
     Time and memory are bounded by the count of symbols, whatever the bytes.
     """
-    lanes = _split(stream, runs.lanes())
-    return _decode_numpy(lanes, runs) if constriction is None else _decode_constriction(lanes, runs)
+    if constriction is None:
+        return _decode_numpy(_split(stream, runs.count), runs)
+    decoder = Decoder(stream, runs.tables, runs.count)
+    symbols = decoder.take(np.diff(runs.bounds))
+    decoder.close()
+    return symbols
 
 
-def _split(stream: bytes, lanes: int) -> list[NDArray[np.uint32]]:
+class Decoder:
+    """Decodes piece by piece, where what was decoded says by which tables to go on.
+
+    tables: all that may be asked for; count: of the symbols of the whole stream.
+    """
+
+    def __init__(self, stream: bytes, tables: Sequence[tuple[int, ...]], count: int) -> None:
+        """Raises CodecError, before memory is taken, for bytes that cannot be so many symbols."""
+        self._lanes, self._tables, self._count = _split(stream, count), tables, count
+        self._done = 0
+        self._coder: Any = None
+        self._model = _starts if constriction is None else _model
+
+    def take(self, sizes: NDArray[np.int64]) -> NDArray[np.uint8]:
+        """The next symbols: sizes[0] of the first table, and so on. Raises CodecError as `decode` does."""
+        symbols, at = np.empty(int(sizes.sum()), np.uint8), 0
+        for table in np.flatnonzero(sizes).tolist():
+            end = at + int(sizes[table])
+            while at < end:
+                if self._done % LANE == 0:
+                    self._open()
+                size = min(end - at, LANE - self._done % LANE)
+                symbols[at : at + size] = self._coder.decode(self._model(self._tables[table]), size)
+                at, self._done = at + size, self._done + size
+        return symbols
+
+    def close(self) -> None:
+        """Raises CodecError where the last lane does not end with its last symbol."""
+        if self._coder is not None and not self._coder.is_empty():
+            raise _unfinished((self._done - 1) // LANE)
+
+    def _open(self) -> None:
+        self.close()
+        words = self._lanes[self._done // LANE]
+        self._coder = _Scalar(words) if constriction is None else constriction.stream.stack.AnsCoder(words)
+
+
+def _split(stream: bytes, count: int) -> list[NDArray[np.uint32]]:
+    lanes = -(-count // LANE)
     head = 2 * max(lanes - 1, 0)
     if len(stream) < head or (len(stream) - head) % 4 or (lanes == 0 and stream):
         raise CodecError(f"{len(stream)} bytes are not the lengths and whole words of {lanes} lanes")
@@ -129,42 +181,64 @@ def _encode_constriction(symbols: NDArray[np.uint8], runs: Runs) -> list[NDArray
     lanes = []
     for lane in range(runs.lanes()):
         coder = constriction.stream.stack.AnsCoder()
-        for run, start, stop in reversed(runs.within(lane)):
-            coder.encode_reverse(symbols[start:stop].astype(np.int32), _model(runs.tables[run]))
+        for table, start, stop in reversed(runs.within(lane)):
+            coder.encode_reverse(symbols[start:stop].astype(np.int32), _model(runs.tables[table]))
         lanes.append(coder.get_compressed())
     return lanes
 
 
-def _decode_constriction(lanes: list[NDArray[np.uint32]], runs: Runs) -> NDArray[np.uint8]:
-    symbols = np.empty(runs.count, np.uint8)
-    for lane, words in enumerate(lanes):
-        coder = constriction.stream.stack.AnsCoder(words)
-        for run, start, stop in runs.within(lane):
-            symbols[start:stop] = coder.decode(_model(runs.tables[run]), stop - start)
-        if not coder.is_empty():
-            raise _unfinished(lane)
-    return symbols
+class _Scalar:
+    """One symbol after the other, as constriction's `AnsCoder` decodes them: a microsecond each."""
+
+    def __init__(self, words: NDArray[np.uint32]) -> None:
+        self._words, self._x = words.tolist(), 0
+        self._refill()
+        self._refill()
+
+    def decode(self, starts: list[int], count: int) -> list[int]:
+        """starts: of each symbol's slots and, last, the end of all."""
+        symbols = []
+        for _ in range(count):
+            quantile = self._x & 2**24 - 1
+            symbol = bisect_right(starts, quantile >> 8) - 1
+            width, start = starts[symbol + 1] - starts[symbol] << 8, starts[symbol] << 8
+            self._x = (self._x >> 24) * width + quantile - start
+            self._refill()
+            symbols.append(symbol)
+        return symbols
+
+    def is_empty(self) -> bool:
+        return not self._x and not self._words
+
+    def _refill(self) -> None:
+        if self._x < 2**32 and self._words:
+            self._x = self._x << 32 | self._words.pop()
+
+
+@lru_cache(maxsize=8192)
+def _starts(table: tuple[int, ...]) -> list[int]:
+    return [0, *accumulate(table)]
 
 
 class _Slots:
-    """All tables as one ascending list of slots, 65536 a run, to look up in with one search."""
+    """All tables as one ascending list of slots, 65536 each, to look up in with one search."""
 
     def __init__(self, runs: Runs) -> None:
         levels = max(map(len, runs.tables))
         rows = np.array([(*table, *[0] * (levels - len(table))) for table in runs.tables], np.uint64)
         starts = np.cumsum(rows, axis=1) - rows
-        self._bounds, self._levels = runs.bounds, levels
+        self._runs, self._levels = runs, levels
         self._ascending = (starts + np.arange(len(rows), dtype=np.uint64)[:, None] * np.uint64(TOTAL)).reshape(-1)
         self.width, self.start = (rows << _SHIFT).reshape(-1), (starts << _SHIFT).reshape(-1)  # p and c
 
-    def run(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
-        return np.searchsorted(self._bounds, positions, "right") - 1
+    def table(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
+        return self._runs.table(np.searchsorted(self._runs.bounds, positions, "right") - 1)
 
     def of(self, symbols: NDArray[np.uint8], positions: NDArray[np.int64]) -> NDArray[np.int64]:
-        return self.run(positions) * self._levels + symbols
+        return self.table(positions) * self._levels + symbols
 
     def at(self, quantiles: NDArray[np.uint64], positions: NDArray[np.int64]) -> NDArray[np.int64]:
-        wanted = (quantiles >> _SHIFT) + self.run(positions).astype(np.uint64) * np.uint64(TOTAL)
+        wanted = (quantiles >> _SHIFT) + self.table(positions).astype(np.uint64) * np.uint64(TOTAL)
         return np.searchsorted(self._ascending, wanted, "right") - 1
 
     def symbol(self, slots: NDArray[np.int64]) -> NDArray[np.int64]:

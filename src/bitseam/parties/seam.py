@@ -148,7 +148,7 @@ def _up_codec(up: config.Up, multiple: float) -> Codec:
     clip = multiple * (1.0 if up.quantizer in _UNIT_GRID else up.clip)
     grid = {"levels": up.levels, "clip": (up.levels - 1) / 2 if up.quantizer in _WHOLE_STEPS else clip}
     if up.coding == "entropy":
-        return codec_from_config({"id": "entropy-uniform", **grid, "groups": up.groups})
+        return codec_from_config({"id": "entropy-uniform", **grid, "groups": up.groups, "contexts": up.contexts})
     return codec_from_config({"id": "uniform", **grid})
 
 

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from bitseam.errors import CodecError
 from bitseam.quant.base import Quantized, Quantizer, straight_through
+from bitseam.quant.contexts import check_contexts, contexts_of
 from bitseam.quant.finite import require_finite
 from bitseam.quant.principal import PrincipalDirections
 from bitseam.quant.rd_fsq import semi_orthogonal
@@ -23,7 +24,8 @@ class RateFSQ(Quantizer):
     and rate.
 
     The distortion of this quantizer is the rate: mean bits an element at the prices of the tables that code on the
-    wire. Between two levels a price is interpolated, which gives its gradient; its value is what the levels take. The
+    wire. Between two levels a price is interpolated, which gives its gradient; its value is what the levels take. What
+    a level does to its neighbours' contexts has no gradient. The
     step follows the features' scale, so the gradient of the rate leaves that alone.
     """
 
@@ -39,16 +41,18 @@ class RateFSQ(Quantizer):
         with torch.no_grad():
             self.project.weight.copy_(semi_orthogonal(channels, width))
             self.project.bias.zero_()
-        self.use(clip, torch.zeros(channels, levels))
+        self.use(clip, torch.zeros(channels, 1, levels))
 
     def use(self, clip: float, prices: Tensor) -> None:
-        """From now on quantize out to this clip. prices: bits of each level of each component (C, L).
+        """From now on quantize out to this clip. prices: bits of each level of each component, in each context of it
+        (`bitseam.quant.contexts`): (C, contexts, L).
 
         Raises CodecError for a clip out of range, or prices of another shape.
         """
         check_grid(self.levels, clip)
-        if prices.shape != (self.channels, self.levels):
-            raise CodecError(f"prices of shape {tuple(prices.shape)}, not {(self.channels, self.levels)}")
+        if prices.ndim != 3 or prices.shape[::2] != (self.channels, self.levels):
+            raise CodecError(f"prices of shape {tuple(prices.shape)}, not {(self.channels, 'contexts', self.levels)}")
+        check_contexts(prices.shape[1])
         self.clip, self._prices = clip, prices.float()
 
     def statistics(self) -> tuple[Tensor, Tensor]:
@@ -75,13 +79,14 @@ class RateFSQ(Quantizer):
 
     def _rate(self, steps: Tensor, indices: Tensor) -> Tensor:
         """Mean bits an element, (), of components in steps, with the indices of their levels."""
-        size, prices = steps.square().mean().sqrt(), self._prices.T.to(steps.device)
+        size, prices = steps.square().mean().sqrt(), self._prices.to(steps.device)
         place = (steps * (size.detach() / size) + (self.levels - 1) / 2).clamp(0, self.levels - 1)
-        place = place.reshape(-1, self.channels)
         below = place.detach().floor().clamp_max(self.levels - 2).long()
-        sloped = torch.lerp(prices.gather(0, below), prices.gather(0, below + 1), place - below)
-        paid = prices.gather(0, indices.reshape(-1, self.channels).long())
-        return straight_through(sloped, paid).sum() / max(steps.numel(), 1)
+        contexts = prices.shape[1]
+        rows = contexts_of(indices, self.levels, contexts) + contexts * torch.arange(self.channels).to(steps.device)
+        prices, first = prices.flatten(), rows * self.levels
+        sloped = torch.lerp(prices[first + below], prices[first + below + 1], place - below)
+        return straight_through(sloped, prices[first + indices]).sum() / max(steps.numel(), 1)
 
     def _calibrate(self, x: Tensor) -> None:
         self.principal.calibrate(self._projected(x))
