@@ -29,7 +29,8 @@ LEARNED = (
     "seam.image_up.coding=entropy",
     "seam.image_up.levels=21",
     "seam.image_up.clip=25",  # a step of two and a half deviations
-    "seam.image_up.groups=32",
+    "seam.image_up.groups=16",
+    "seam.image_up.contexts=5",
     "seam.image_up.distortion_weight=0.01",
 )
 POINTS = {
