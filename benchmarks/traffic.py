@@ -38,6 +38,7 @@ POINTS = {
     "24 channels": ("seam.image_up.channels=24", "seam.image_down.step=2"),
     "learned rate": LEARNED,
     "learned rate, coarse gradients": (*LEARNED, "seam.image_down.step=4"),
+    "learned rate, coarser both ways": (*LEARNED, "seam.image_up.clip=40", "seam.image_down.step=10"),
 }
 
 
