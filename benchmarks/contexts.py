@@ -31,7 +31,7 @@ from bitseam.parties.checkpoint import load_client, newest
 from bitseam.parties.seam import build_seam
 from bitseam.parties.tables import use_rate
 
-GROUPS, CONTEXTS = (8, 16, 32), (1, 3, 5, 7, 9)
+GROUPS, CONTEXTS = (8, 16, 32), (1, 3, 5, 7)
 CALIBRATION, FEW, MESSAGE, ROUNDS = 3000, 80, 10, 15
 
 
