@@ -1,10 +1,12 @@
 """The learned rate beside fixed 2-bit RD-FSQ: bytes up at equal loss, and one model asked at several rates.
 
     python benchmarks/learned_rate.py --demo runs/demo --json docs/results/learned_rate.json [--points "several rates"]
+        [--seeds 0 1 2]
 
-After `make demo`: trains the demo's recipe with each point's settings, across two processes over TLS, and asks each
-trained pair the test questions at each of its rates. Beside them stands the demo's own coded run, of fixed 2 bits. Rows
-of points that are not run again stay. Nothing here was tuned on the test questions.
+After `make demo`: trains the demo's recipe with each point's settings and seeds, across two processes over TLS, and
+asks each trained pair the test questions at each of its rates. Fixed 2 bits are the demo's own recipe, with seed 0 its
+own coded run. A run that is finished already is read, not repeated. Rows of points that are not named stay. Nothing
+here was tuned on the test questions.
 
 loss             mean of the last 100 steps, nats an answer token, with the standard error of that mean
 image_bytes      payloads of the image codes, in training
@@ -23,17 +25,16 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-import torch
 from rates import ask
-from traffic import LEARNED, RECIPE, told, train
+from traffic import LEARNED, RECIPE, about_run, told, train
 
 from bitseam import config
-from bitseam.cli.machine import circumstances
 from bitseam.data.rows import read_rows
 
-POINTS = {"learned rate": LEARNED, "several rates": (*LEARNED, "seam.image_up.rates=[1, 0.6, 1.6]")}
-FIXED = "fixed 2 bits"
+FIXED, LEARNT = "fixed 2 bits", "learned rate"
+POINTS = {FIXED: (), LEARNT: LEARNED, "several rates": (*LEARNED, "seam.image_up.rates=[1, 0.6, 1.6]")}
 PART = 100  # steps
+ABOUT = ("machine", "versions", "threads", "commit", "command", "date")
 
 
 def main() -> None:
@@ -41,16 +42,19 @@ def main() -> None:
     parser.add_argument("--demo", type=Path, default=Path("runs/demo"), help="what `make demo` wrote")
     parser.add_argument("--json", type=Path, required=True)
     parser.add_argument("--points", nargs="*", default=list(POINTS), choices=list(POINTS))
+    parser.add_argument("--seeds", nargs="*", default=[0], type=int)
     options = parser.parse_args()
-    figures = json.loads(options.json.read_text()) if options.json.exists() else {"rows": {}}
-    about = circumstances(torch.get_num_threads())
-    if FIXED not in figures["rows"]:
-        figures["rows"][FIXED] = row(options.demo, options.demo / "coded", ())
-    for name in options.points:
-        train(options.demo, name, POINTS[name])
-        figures["rows"][name] = row(options.demo, options.demo / name.replace(" ", "-"), POINTS[name]) | about
-        options.json.write_text(json.dumps(figures, indent=1) + "\n")
-    show(figures["rows"])
+    kept = json.loads(options.json.read_text())["rows"] if options.json.exists() else []
+    rows = {(row["point"], row["seed"]): row for row in kept}
+    report = json.loads((options.demo / "report.json").read_text())
+    for seed in options.seeds:
+        for name in options.points:
+            own = (name, seed) == (FIXED, 0)
+            run = options.demo / "coded" if own else train(options.demo, name, POINTS[name], seed)
+            about = {part: report[part] for part in ABOUT} if own else about_run(run)
+            rows[name, seed] = {"point": name, "seed": seed} | row(options.demo, run, POINTS[name]) | about
+            options.json.write_text(json.dumps({"rows": list(rows.values())}, indent=1) + "\n")
+    show(rows)
 
 
 def row(demo: Path, run: Path, settings: tuple[str, ...]) -> dict[str, Any]:
@@ -73,7 +77,6 @@ def row(demo: Path, run: Path, settings: tuple[str, ...]) -> dict[str, Any]:
     parts = [steps[i : i + PART] for i in range(0, len(steps), PART)]
     return {
         "settings": settings,
-        "seed": recipe.seed,
         "steps": len(steps),
         "images": images,
         "loss": mean(last),
@@ -105,19 +108,26 @@ def _parsed(setting: str) -> tuple[str, Any]:
         return key, value
 
 
-def show(rows: dict[str, Any]) -> None:
+def show(rows: dict[tuple[str, int], dict[str, Any]]) -> None:
     """Tables on the screen."""
-    fixed = rows[FIXED]["image_bytes"] / rows[FIXED]["images"]
-    for name, row in rows.items():
+    for (name, seed), row in rows.items():
         size = row["image_bytes"] / row["images"]
         both = f"up {row['up_bytes'] / 1e6:.2f} MB, down {row['down_bytes'] / 1e6:.2f} MB"
-        shown = f"{size:6.1f} bytes an image in training, {fixed / size:.1f} times fewer"
-        print(f"{name:14} loss {row['loss']:.3f} ± {row['loss_error']:.3f}  {shown}; all {both}")
+        loss = f"{row['loss']:.3f} ± {row['loss_error']:.3f}"
+        print(f"{name:14} seed {seed} loss {loss}  {size:6.1f} bytes an image; {both}")
         for asked in row["asked"]:
             shares = [f"{task} {told(score['correct'], score['total'])}" for task, score in asked["tasks"].items()]
             print(
                 f"    step x {asked['multiple']:g}: {asked['bytes_per_image']:6.1f} bytes an image  {'  '.join(shares)}"
             )
+    over = [
+        rows[LEARNT, seed]["loss"] - row["loss"]
+        for (name, seed), row in rows.items()
+        if name == FIXED and (LEARNT, seed) in rows
+    ]
+    if len(over) > 1:
+        error = stdev(over) / len(over) ** 0.5
+        print(f"{LEARNT} over {FIXED}: {mean(over):+.4f} ± {error:.4f} nats, {len(over)} seeds")
 
 
 if __name__ == "__main__":

@@ -173,3 +173,35 @@ def test_checkpoints_are_read(bench: ModuleType, tiny: Tiny, tmp_path: Path, mon
         assert (about["images"], about["questions"]) == (3, 6)
         assert [len(x) for x in sample.features] == [2, 1]
         assert len(sample.loss(sample.features)) == 3
+
+
+@pytest.fixture
+def packing(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    module = load_benchmark("packing")
+    monkeypatch.setattr(module, "SHAPE", (2, 3, 40))
+    return module
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_packing_on_a_gpu_says_that_there_is_none(
+    packing: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["packing.py", "--device", "cuda"])
+    with pytest.raises(SystemExit):
+        packing.main()
+    assert "no GPU" in capsys.readouterr().err
+
+
+def test_packing_refuses_to_time_other_bytes_and_levels(packing: ModuleType) -> None:
+    x = torch.randn(packing.SHAPE)
+    payload = packing.CODECS[3].encode(x)
+    packing.check(3, x, payload)
+    with pytest.raises(SystemExit, match="bytes are not"):
+        packing.check(3, x, bytes(len(payload)))
+
+
+def test_packing_times_each_count_of_levels_both_ways(packing: ModuleType) -> None:
+    figures = packing.measure(torch.device("cpu"))
+    assert len(figures) == 1 + 2 * len(packing.CODECS)
+    assert figures["copy"]["copies"] == 1
+    assert figures["encode, 4 levels"]["bits"] == 2

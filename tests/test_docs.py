@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import tomllib
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 from conftest import load_benchmark
@@ -61,6 +62,17 @@ def test_keys_in_the_guide_are_keys_of_recipes() -> None:
         for name in key.split("."):
             assert hasattr(value, name), key
             value = getattr(value, name)
+
+
+def test_the_guides_fewest_bytes_are_those_that_were_measured() -> None:
+    page = (ROOT / "docs" / "guide.md").read_text()
+    told = tomllib.loads(re.findall(r"```toml\n(\[seam.image_up\].*?)```", page, re.DOTALL)[0])
+    measured: dict[str, Any] = {"seam": {"image_up": {}, "image_down": {"codec": "entropy-stochastic"}}}
+    for setting in load_benchmark("traffic").POINTS["learned rate, coarse gradients"]:
+        key, _, value = setting.partition("=")
+        _, link, name = key.split(".")
+        measured["seam"][link][name] = value if value.isalpha() or "-" in value else json.loads(value)
+    assert told == measured
 
 
 def test_readme_table_is_that_of_the_kept_report() -> None:

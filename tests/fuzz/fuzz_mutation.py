@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import lzma
 import struct
 from collections.abc import Callable, Sequence
 from random import Random
@@ -134,7 +133,7 @@ def mutate_symbols(raw: bytes, rng: Random, variant: int, vocabularies: Sequence
         message.tokens = sum(symbol > 3 for symbol in symbols)
     kind = texts._symbol_type(vocabulary)
     packed = (np.array(symbols, np.int64) % 256**kind.itemsize).astype(kind).tobytes()
-    message.symbols = lzma.compress(packed, lzma.FORMAT_RAW, filters=texts._filters(vocabulary))
+    message.symbols = texts.deflate(packed)
     return message.SerializeToString()
 
 

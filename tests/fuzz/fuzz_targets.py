@@ -113,7 +113,9 @@ def _messages() -> Iterator[Any]:
     text = pb.Text(sequences=3, tokens=40, symbols=bytes(30), codes=pb.Coded(shape=[30, 8], payload=bytes(60)))
     image = pb.Coded(shape=[2, 16, 8], payload=bytes(64))
     news = pb.Calibrate(
-        image=pb.Statistics(mean=bytes(32), std=bytes(32), tables=bytes(64)), text=pb.Statistics(tables=bytes(64))
+        image=pb.Statistics(mean=bytes(32), std=bytes(32), tables=bytes(64)),
+        text=pb.Statistics(tables=bytes(64)),
+        dictionary=bytes(30),
     )
     yield pb.Forward(step=1, micro=3, text=text, image=image, statistics=news)
     yield pb.Backward(step=1, micro=2, loss=3.5, answer_tokens=9, image=image, text=text.codes, stopping=True)
@@ -197,6 +199,9 @@ def _tables() -> Target:
     return Target("tables", 2, seeds, run, (CodecError,), (mutate_bytes, move_weight))
 
 
+KNOWN = bytes(range(256)) * 128  # a dictionary of texts
+
+
 def _text() -> Target:
     """Batches of text: all of its parts agree with each other, and it is written as it was read."""
     seeds = []
@@ -212,7 +217,7 @@ def _text() -> Target:
             return
         if message.sequences > LIMITS.batch or message.tokens > LIMITS.tokens:
             return  # refused by the message's checks
-        text = read_text(message, vocabulary)
+        text = read_text(message, vocabulary, KNOWN)
         assert len(text.ids) == len(text.answers) == int(text.lengths.sum()) == message.tokens
         assert len(text.lengths) == len(text.image) == len(text.image_at) == message.sequences
         assert (text.image_at <= text.lengths).all()
@@ -235,7 +240,7 @@ def _batch(lengths: list[int], vocabulary: int, hidden: bool) -> bytes:
         answers=torch.arange(count) % 7 > 4,
     )
     codes = pb.Coded(shape=[1, 1]) if hidden else None
-    return text_message(text, vocabulary, codes).SerializeToString(deterministic=True)
+    return text_message(text, vocabulary, KNOWN, codes).SerializeToString(deterministic=True)
 
 
 def _pieces() -> Target:

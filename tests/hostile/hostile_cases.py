@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import lzma
 import socket
 import time
 from collections.abc import Callable
@@ -15,7 +14,7 @@ import torch
 from arena import Arena, Raw
 
 from bitseam.parties.peer import encode
-from bitseam.parties.text import TextBatch, _filters, _symbol_type, text_message
+from bitseam.parties.text import DICTIONARY, TextBatch, _symbol_type, deflate, text_message
 from bitseam.transport.flow import PIECE
 from bitseam.wire import messages_pb2 as pb
 
@@ -281,25 +280,33 @@ def decodes_for_ever(arena: Arena, payload: bytes) -> None:
 
 @cases(
     "text that lies",
-    bomb=(2, 8, lzma.compress(bytes(2**26), lzma.FORMAT_RAW, filters=_filters(16))),
+    bomb=(2, 8, deflate(bytes(2**26))),
     more_tokens=(2, 2048, b""),
     many=(64, 2**31, b""),
-    no_lzma=(2, 8, b"\xff" * 5000),
+    no_deflate=(2, 8, b"\xff" * 5000),
     nothing=(2, 8, b""),
     long_row=(
         2,
         64,
-        lzma.compress(
-            np.array([0, 3, *[10] * 60, 0, 3, *[10] * 4]).astype(_symbol_type(16)).tobytes(),
-            lzma.FORMAT_RAW,
-            filters=_filters(16),
-        ),
+        deflate(np.array([0, 3, *[10] * 60, 0, 3, *[10] * 4]).astype(_symbol_type(16)).tobytes()),
     ),
 )
 def text_that_lies(arena: Arena, parts: tuple[int, int, bytes]) -> None:
     message = forward(arena)
     message.text.sequences, message.text.tokens, message.text.symbols = parts
     refused(arena.welcomed().say(message), "text")
+
+
+@cases(
+    "a dictionary that lies",
+    bomb=deflate(bytes(2**26)),
+    long=deflate(bytes(DICTIONARY + 1)),
+    no_deflate=b"\xff" * 5000,
+)
+def a_dictionary_that_lies(arena: Arena, deflated: bytes) -> None:
+    message = forward(arena)
+    message.statistics.dictionary = deflated
+    refused(arena.welcomed().say(message), "dictionary")
 
 
 @cases(

@@ -56,7 +56,9 @@ def test_the_largest_message_of_a_recipe_passes_and_a_larger_one_does_not(tiny: 
             codes = encode(seam.text.up, torch.randn(images * words, channels(wanted.text_up, wanted.width)))
         shape = (images, tokens, channels(wanted.image_up, wanted.width))
         return pb.Forward(
-            step=1, text=text_message(text, VOCABULARY, codes), image=encode(seam.image.up, torch.randn(shape))
+            step=1,
+            text=text_message(text, VOCABULARY, prompt_codes=codes),
+            image=encode(seam.image.up, torch.randn(shape)),
         )
 
     def send(message: pb.Forward) -> None:

@@ -50,7 +50,7 @@ class Team:
             finally:
                 right.close()
 
-        self.threads.append(threading.Thread(target=serve))
+        self.threads.append(threading.Thread(target=serve, daemon=True))
         self.threads[-1].start()
         return left
 
@@ -132,13 +132,13 @@ def test_a_step_of_one_client_holds_no_gradient_of_another(tiny: Tiny, tmp_path:
         torch.testing.assert_close(ended[0][name], ended[1][name])
 
 
-def test_each_clients_codes_are_read_with_its_own_statistics(tiny: Tiny, tmp_path: Path) -> None:
+def test_each_client_is_read_with_its_own_statistics_and_dictionary(tiny: Tiny, tmp_path: Path) -> None:
     two = team(tiny, tmp_path, 2, seam__image_up__coding="entropy", seam__image_up__levels=8)
     answers: list[list[list[int]]] = []
     for company in (False, True):
         sessions = {"a": two.session("a")} | ({"b": two.session("b")} if company else {})
         for number, session in enumerate(sessions.values()):
-            features, text = batches(two.recipe, session)(0)
+            features, text = batches(two.recipe, session)(number)  # other texts too
             session.calibrate(features * (1 + 9 * number), text)
         if company:
             assert two.party._known["a"] != two.party._known["b"]

@@ -23,7 +23,7 @@ from bitseam.parties.optimise import Stepper
 from bitseam.parties.party import ServerParty
 from bitseam.parties.seam import build_seam, terms
 from bitseam.parties.server import ServerSession
-from bitseam.parties.text import Prompter, TextBatch
+from bitseam.parties.text import Prompter, TextBatch, dictionary_of, kept_dictionary, text_message
 from bitseam.train import train
 from bitseam.transport import Channel, memory_pair
 from bitseam.wire import messages_pb2 as pb
@@ -248,6 +248,25 @@ def test_tables_cross_once_and_are_kept_on_both_sides(tiny: Tiny, tmp_path: Path
     again = ClientSession(model, build_seam(recipe.seam), lambda: memory_pair()[0], 17)
     party = ServerParty(recipe, str, newest(tmp_path, "server"))
     assert party.seam.image.up == again._seam.image.up == codec
+
+
+@pytest.mark.parametrize("text", ["ids", "codes"])
+def test_texts_are_compressed_by_what_was_calibrated_on(tiny: Tiny, tmp_path: Path, text: str) -> None:
+    recipe = make_recipe(tiny, seam__text=text, out=str(tmp_path))
+    with pair(recipe) as split:
+        features, words = batches(recipe, split.client)(0)
+        split.client.calibrate(features, words)
+        known = kept_dictionary(split.client.model)
+        assert known == kept_dictionary(split.party.model)
+        assert known.endswith(dictionary_of(words, split.client._vocabulary, hidden=text == "codes"))
+        alone = text_message(words, split.client._vocabulary)
+        sent = split.client._text(words, split.client.model.text(words)).symbols
+        assert len(sent) < len(alone.symbols) / 2
+        saved = train(split.client, recipe, batches(recipe, split.client))
+        known = kept_dictionary(split.client.model)
+    assert kept_dictionary(load_client(saved, str)[0]) == known
+    with pair(recipe) as split:  # both go on from their checkpoints, and ask the same
+        assert kept_dictionary(split.party.model) == known
 
 
 def test_tables_are_sent_again_when_codes_have_drifted(tiny: Tiny) -> None:

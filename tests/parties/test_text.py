@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import lzma
 import tracemalloc
+import zlib
 from dataclasses import replace
 
 import numpy as np
@@ -14,7 +14,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bitseam.errors import CodecError, DataError, ModelError
-from bitseam.parties.text import Prompter, TextBatch, read_text, text_message
+from bitseam.parties.text import (
+    DICTIONARY,
+    Prompter,
+    TextBatch,
+    deflate,
+    dictionary_of,
+    keep_dictionary,
+    kept_dictionary,
+    read_dictionary,
+    read_text,
+    register_dictionary,
+    text_message,
+)
 from bitseam.wire import messages_pb2 as pb
 
 
@@ -59,18 +71,15 @@ def any_batch(draw: st.DrawFn, vocabulary: int = 9) -> TextBatch:
 
 
 @pytest.mark.parametrize("vocabulary", [9, 2**16 - 5, 2**16 - 4, 2**31])
-@given(data=st.data(), codes=st.none() | st.just(CODES))
-def test_any_batch_crosses_the_wire(vocabulary: int, data: st.DataObject, codes: pb.Coded | None) -> None:
+@given(data=st.data(), codes=st.none() | st.just(CODES), known=st.booleans())
+def test_any_batch_crosses_the_wire(vocabulary: int, data: st.DataObject, codes: pb.Coded | None, known: bool) -> None:
     batch = data.draw(any_batch(vocabulary))
-    message = text_message(batch, vocabulary, codes)
-    back = read_text(pb.Text.FromString(message.SerializeToString()), vocabulary)
+    dictionary = dictionary_of(data.draw(any_batch(vocabulary)), vocabulary, codes is not None) if known else b""
+    message = text_message(batch, vocabulary, dictionary, codes)
+    back = read_text(pb.Text.FromString(message.SerializeToString()), vocabulary, dictionary)
     if codes is not None:  # the prompt's ids stay home
         batch = replace(batch, ids=batch.ids * batch.answers)
     assert same(back, batch)
-
-
-def filters(width: int) -> list[dict[str, int]]:
-    return [{"id": lzma.FILTER_LZMA1, "lc": 0, "lp": width // 2, "pb": width // 2}]
 
 
 def spelled(text: str, kind: str = "<u2") -> bytes:
@@ -81,8 +90,7 @@ def spelled(text: str, kind: str = "<u2") -> bytes:
 
 def symbols(text: str, kind: str = "<u2", cut: int | None = None) -> bytes:
     """The same as the wire has them; cut: bytes left out before compression."""
-    width = np.dtype(kind).itemsize
-    return lzma.compress(spelled(text, kind)[:cut], lzma.FORMAT_RAW, filters=filters(width))
+    return deflate(spelled(text, kind)[:cut])
 
 
 def test_symbols_of_a_batch_are_as_documented(prompter: Prompter) -> None:
@@ -93,15 +101,14 @@ def test_symbols_of_a_batch_are_as_documented(prompter: Prompter) -> None:
     )
     for vocabulary, kind in ((16, "<u2"), (70000, "<u4")):
         for codes, text in ((None, stream), (CODES, hidden)):
-            message = text_message(batch, vocabulary, codes)
-            raw = lzma.decompress(message.symbols, lzma.FORMAT_RAW, filters=filters(int(kind[-1])))
-            assert raw == spelled(text, kind)
+            message = text_message(batch, vocabulary, prompt_codes=codes)
+            assert zlib.decompress(message.symbols, wbits=-15) == spelled(text, kind)
         assert same(read_text(pb.Text(sequences=3, tokens=12, symbols=symbols(stream, kind)), vocabulary), batch)
 
 
 def test_a_stream_as_first_written_down_is_read_for_ever() -> None:
-    written = bytes.fromhex("000060167fa27b5fbdc1d338010bf9a56b6cbe2653fcebffffba300000")
-    text = read_text(pb.Text(sequences=2, tokens=5, symbols=written), 32000)
+    written, known = bytes.fromhex("6380b3ff333002d9209a890100"), bytes.fromhex("636060636062f85dc3ccc0c30000")
+    text = read_text(pb.Text(sequences=2, tokens=5, symbols=written), 32000, read_dictionary(known))
     assert text.ids.tolist() == [1, 31990, 250, 1, 250]
     assert text.lengths.tolist() == [3, 2]
     assert text.image_at.tolist() == [1, 2]
@@ -115,16 +122,55 @@ def test_what_repeats_costs_next_to_nothing(prompter: Prompter) -> None:
     often = TextBatch.join([once] * 30)
     extra = text_message(often, 32000).ByteSize() - text_message(once, 32000).ByteSize()
     assert len(often.ids) - len(once.ids) == 29 * 25
-    assert extra <= 29 * 25 / 40  # a fortieth of a byte a token, where packing takes 15 bits
+    assert extra <= 29 * 25 / 30  # a thirtieth of a byte a token, where packing takes 15 bits
+
+
+def test_what_was_calibrated_on_costs_next_to_nothing(prompter: Prompter) -> None:
+    past = prompter.batch(["is this a cat ?", "what is there ?"], ["yes", "a red cat"])
+    new = prompter.batch(["what is there ?", "is this a cat ?"], ["a red cat", "yes"])
+    half = torch.nn.Module()
+    register_dictionary(half)
+    assert kept_dictionary(half) == bytes(DICTIONARY)
+    keep_dictionary(half, read_dictionary(deflate(dictionary_of(past, 32000, hidden=False))))
+    known = kept_dictionary(half)
+    message = text_message(new, 32000, known)
+    assert same(read_text(message, 32000, known), new)
+    assert len(message.symbols) <= 8 < len(text_message(new, 32000).symbols) / 3
+    with pytest.raises(CodecError, match="text: "):
+        read_text(message, 32000)  # by a side that was not told
+
+
+def test_a_dictionary_is_the_end_of_what_was_calibrated_on(prompter: Prompter) -> None:
+    rows = [f"is this {word} ?" for word in WORDS[4:] for _ in range(2)]
+    long = TextBatch.join([prompter.batch(rows)] * 200)
+    raw = dictionary_of(long, 32000, hidden=False)
+    assert len(raw) == DICTIONARY
+    assert raw == zlib.decompress(text_message(long, 32000).symbols, wbits=-15)[-DICTIONARY:]
+    assert dictionary_of(prompter.batch(["cat"]), 32000, hidden=True) == spelled("FIRST HIDDEN HERE HIDDEN")
+
+
+@pytest.mark.parametrize(
+    ("complaint", "data"),
+    [
+        ("that are not deflate's", b"\xff" * 20),
+        ("are not of at most 32768 bytes", deflate(bytes(DICTIONARY + 1))),
+        ("are not of at most 32768 bytes", deflate(bytes(2**26))),
+        ("are not of at most 32768 bytes", deflate(b"words")[:-1]),
+        ("are not of at most 32768 bytes", deflate(b"words") + b"x"),
+    ],
+)
+def test_a_dictionary_of_a_liar_is_refused(complaint: str, data: bytes) -> None:
+    with pytest.raises(CodecError, match=f"text: dictionary: .*{complaint}"):
+        read_dictionary(data)
 
 
 BROKEN = [
-    ("0 bytes are not of at most 6 symbols", b""),
-    ("bytes are not of at most 6 symbols", symbols("FIRST 1 HERE 2")[:-1]),
-    ("bytes are not of at most 6 symbols", symbols("FIRST 1 HERE 2") + b"x"),
-    ("bytes are not of at most 6 symbols", symbols("FIRST 1 HERE TURN 2 TURN TURN")),
-    ("bytes are not of at most 6 symbols", symbols("FIRST 1 HERE 2", cut=-1)),
-    ("that are not LZMA's", b"\xff" * 20),
+    ("0 bytes are not of at most 12 bytes", b""),
+    ("bytes are not of at most 12 bytes", symbols("FIRST 1 HERE 2")[:-1]),
+    ("bytes are not of at most 12 bytes", symbols("FIRST 1 HERE 2") + b"x"),
+    ("bytes are not of at most 12 bytes", symbols("FIRST 1 HERE TURN 2 TURN TURN")),
+    ("7 bytes are no symbols of 2 bytes", symbols("FIRST 1 HERE 2", cut=-1)),
+    ("that are not deflate's", b"\xff" * 20),
     ("no first sequence", symbols("")),
     ("no first sequence", symbols("FURTHER 1 HERE 2")),
     ("no first sequence", symbols("1 FIRST HERE 2")),
@@ -161,9 +207,9 @@ def test_where_codes_cross_all_ids_of_the_prompt_and_no_other_are_hidden(stream:
 
 def test_a_bomb_is_not_unpacked() -> None:
     bomb = symbols("FIRST HERE " + "1 " * 2**21)
-    assert len(bomb) < 1000
+    assert len(bomb) < 5000
     tracemalloc.start()
-    with pytest.raises(CodecError, match="are not of at most 2000 symbols"):
+    with pytest.raises(CodecError, match="are not of at most 4000 bytes"):
         read_text(pb.Text(sequences=1, tokens=999, symbols=bomb), 9)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()

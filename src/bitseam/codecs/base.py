@@ -1,6 +1,6 @@
 """What every codec gives and promises.
 
-    x (...) floats -> encode -> payload -> decode(payload, shape) -> float32 (...) on the CPU
+    x (...) floats -> encode -> payload -> decode(payload, shape, device) -> float32 (...) on that device
 
 The payload holds the numbers alone: both sides agree on the codec in the handshake, and the shape travels beside it. A
 codec is a frozen dataclass whose fields are its configuration.
@@ -33,7 +33,7 @@ class Codec(ABC):
         return {"id": self.codec_id, **asdict(self)}  # type: ignore[call-overload]
 
     def encode(self, x: Tensor, generator: torch.Generator | None = None) -> bytes:
-        """Encode a floating-point tensor of any shape; `generator` (CPU) serves the codecs that draw random numbers.
+        """Encode floats of any shape, on any device; `generator` (CPU) serves the codecs that draw random numbers.
 
         Raises CodecError for a dtype that is not floating-point, NonFiniteError for NaN or infinity.
         """
@@ -41,10 +41,10 @@ class Codec(ABC):
             raise CodecError(f"codec {self.codec_id} takes floating-point tensors, not {x.dtype}")
         self._check_shape(x.shape)
         require_finite(x, f"input of codec {self.codec_id}")
-        return self._encode(x.detach().to("cpu", torch.float32).contiguous(), generator)
+        return self._encode_from(x.detach(), generator)
 
-    def decode(self, payload: bytes, shape: Sequence[int]) -> Tensor:
-        """Decode to float32 of the given shape, on the CPU.
+    def decode(self, payload: bytes, shape: Sequence[int], device: torch.device | str = "cpu") -> Tensor:
+        """Decode to float32 of the given shape, on the given device.
 
         Raises CodecError, before memory is taken, for a shape no tensor has or a payload of a length that it cannot
         take; and for bytes that no encoder makes.
@@ -55,7 +55,7 @@ class Codec(ABC):
             raise CodecError(
                 f"codec {self.codec_id}: shape {tuple(shape)} takes {due}, not the {len(payload)} received"
             )
-        return self._decode(payload, tuple(shape)).reshape(tuple(shape))
+        return self._decode_to(payload, tuple(shape), torch.device(device)).reshape(tuple(shape))
 
     def payload_bytes(self, shape: Sequence[int]) -> int:
         """Length of the payload of a tensor of this shape; the greatest possible where `fixed_length` is false.
@@ -70,6 +70,14 @@ class Codec(ABC):
             raise CodecError(f"codec {self.codec_id}: {tuple(shape)} is no shape of up to {MAX_DIMENSIONS} dimensions")
         if math.prod(max(size, 1) for size in shape) > MAX_ELEMENTS:
             raise CodecError(f"codec {self.codec_id}: shape {tuple(shape)} is too large")
+
+    def _encode_from(self, x: Tensor, generator: torch.Generator | None) -> bytes:
+        """Finite floats on any device -> payload: by the CPU, unless the codec has kernels for that device."""
+        return self._encode(x.to("cpu", torch.float32).contiguous(), generator)
+
+    def _decode_to(self, payload: bytes, shape: tuple[int, ...], device: torch.device) -> Tensor:
+        """Payload of a possible length -> float32 on the device, in any shape; by the CPU, as above."""
+        return self._decode(payload, shape).to(device)
 
     @abstractmethod
     def _payload_bytes(self, shape: tuple[int, ...]) -> int: ...

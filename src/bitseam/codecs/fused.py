@@ -70,7 +70,7 @@ def _encoder(levels: int) -> Callable[..., None]:
 
     @jit
     def index(value: np.float32, scale: np.float32) -> np.uint64:
-        place = value * scale + half  # the very operations of `to_indices`, to the last bit
+        place = value * scale + half  # what `to_indices` makes, to the last bit: the clamp may come after
         place = place if place > zero else zero
         return np.uint64(np.uint32(np.int32(place if place < top else top)))
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bitseam.codecs import fused
+from bitseam.codecs import fused, fused_gpu
 from bitseam.codecs.base import Codec
 from bitseam.codecs.blocks import CHUNK
 from bitseam.codecs.packing import group, pack, packed_bytes, unpack
@@ -32,6 +32,16 @@ class Uniform(Codec):
 
     def _payload_bytes(self, shape: tuple[int, ...]) -> int:
         return packed_bytes(math.prod(shape), self.levels)
+
+    def _encode_from(self, x: Tensor, generator: torch.Generator | None) -> bytes:
+        if fused_gpu.takes(x.device, x.numel(), self.levels):
+            return fused_gpu.encode(x.to(torch.float32).reshape(-1), self.levels, self.clip)
+        return super()._encode_from(x, generator)
+
+    def _decode_to(self, payload: bytes, shape: tuple[int, ...], device: torch.device) -> Tensor:
+        if fused_gpu.takes(device, math.prod(shape), self.levels):
+            return fused_gpu.decode(payload, math.prod(shape), self.levels, self.clip, device)
+        return super()._decode_to(payload, shape, device)
 
     def _encode(self, x: Tensor, generator: torch.Generator | None) -> bytes:
         x = x.reshape(-1)

@@ -21,7 +21,14 @@ from bitseam.parties.models import ClientModel
 from bitseam.parties.peer import Stopwatch, decode, encode
 from bitseam.parties.seam import MODALITIES, Seam
 from bitseam.parties.tables import Fit, entropy_codec, keep_tables, use_rate, with_kept_tables, with_tables
-from bitseam.parties.text import TextBatch, text_message
+from bitseam.parties.text import (
+    TextBatch,
+    deflate,
+    dictionary_of,
+    keep_dictionary,
+    kept_dictionary,
+    text_message,
+)
 from bitseam.quant import Quantized, Quantizer
 from bitseam.transport import Channel
 from bitseam.wire import VERSION
@@ -71,6 +78,7 @@ class ClientSession:
         self._vocabulary = vocabulary
         self._autocast = autocast == "bf16"
         self._told: dict[str, dict[str, Any]] = {}  # statistics that the server has
+        self._dictionary = b""  # of texts, that it has
         self._rates: dict[str, int] = {}  # in use
         self.watch = Stopwatch()
 
@@ -107,8 +115,10 @@ class ClientSession:
         return self._connection.socket_bytes()
 
     def calibrate(self, features: Tensor, text: TextBatch) -> None:
-        """Fit connector, quantizers and tables to features (I, M, Dv) and prompts, and tell the server, once."""
+        """Fit connector, quantizers, tables and the texts' dictionary to features (I, M, Dv) and texts, and tell the
+        server, once."""
         model = self.model
+        keep_dictionary(model, dictionary_of(text, self._vocabulary, hidden=model.text_quantizer is not None))
         with torch.no_grad():
             model.vision.calibrate(features)
             model.image_quantizer.calibrate(model.vision(features))
@@ -118,7 +128,7 @@ class ClientSession:
             self._use(dict.fromkeys(self._seam.links(), 0))
             codes = {"image": model.image(features), "text": model.text(text)}
         self._fits = {key: Fit(lost=math.inf) for key in self._fits}
-        self._told = {}
+        self._told, self._dictionary = {}, b""
         self._exchange(self._news(codes), pb.Ack)
 
     def step(self, step: int, micro: int, last: bool, features: Tensor, text: TextBatch, weight: float) -> StepLoss:
@@ -185,7 +195,7 @@ class ClientSession:
 
     def restore(self, step: int, state: Mapping[str, Tensor]) -> None:
         """Go on from a checkpoint of `step`, whose weights the model has again."""
-        self.reached, self._micro, self._told = step, 0, {}
+        self.reached, self._micro, self._told, self._dictionary = step, 0, {}, b""
         self._seam = with_kept_tables(self._seam, self.model)
         for name in self._fits:
             self._fits[name] = Fit(state[f"{name}.counts"].numpy(), float(state[f"{name}.lost"]))
@@ -230,8 +240,12 @@ class ClientSession:
             raise SessionLostError(f"the server has lost its memory of us; both go on from step {step}")
 
     def _news(self, codes: Mapping[str, Quantized | None]) -> pb.Calibrate:
-        """What the server must know to read these codes and does not: statistics in use, tables that pay."""
+        """What the server must know to read these codes and does not: statistics in use, tables that pay; and the
+        texts' dictionary."""
         news = pb.Calibrate()
+        if self._dictionary != (dictionary := kept_dictionary(self.model)):
+            news.dictionary = deflate(dictionary.lstrip(b"\0"))
+            self._dictionary = dictionary
         for name, quantized in codes.items():
             if quantized is None:
                 continue
@@ -274,7 +288,7 @@ class ClientSession:
         if self._seam.text is not None and prompt is not None:
             rate = self._rates["text"]
             codes = encode(self._seam.text.rates[rate], prompt.levels, rate=rate)
-        return text_message(text, self._vocabulary, codes)
+        return text_message(text, self._vocabulary, kept_dictionary(self.model), codes)
 
     def _precision(self) -> AbstractContextManager[object]:
         return torch.autocast(next(self.model.parameters()).device.type, torch.bfloat16, enabled=self._autocast)

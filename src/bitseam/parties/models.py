@@ -19,7 +19,7 @@ from bitseam.halves.server import ServerHalf
 from bitseam.parties.layout import Layout, left_padded, packed
 from bitseam.parties.seam import build_projection, build_quantizer
 from bitseam.parties.tables import register_tables
-from bitseam.parties.text import TextBatch
+from bitseam.parties.text import TextBatch, register_dictionary
 from bitseam.quant import Quantized
 
 
@@ -34,6 +34,7 @@ class ClientModel(nn.Module):
         self.vision = half
         self.image_quantizer = build_quantizer(seam.image_up, seam.width)
         register_tables(self, seam)
+        register_dictionary(self)
         self.text_quantizer = None
         if seam.text == "codes":
             if embedding is None:
@@ -67,6 +68,7 @@ class ServerModel(nn.Module):
         self.image_projection = build_projection(seam.image_up, seam.width)
         self.text_projection = build_projection(seam.text_up, seam.width) if seam.text == "codes" else None
         register_tables(self, seam)
+        register_dictionary(self)
 
     def assemble(self, text: TextBatch, image: Tensor, prompt: Tensor | None, layout: Layout) -> Tensor:
         """Text and image levels -> embeddings (R, S, D), laid out.

@@ -47,7 +47,7 @@ from bitseam.parties.resume import own_part, resume_training, training_state
 from bitseam.parties.seam import MODALITIES, build_seam, terms
 from bitseam.parties.seat import Seat
 from bitseam.parties.tables import keep_tables, with_kept_tables, with_tables
-from bitseam.parties.text import Prompter
+from bitseam.parties.text import Prompter, keep_dictionary, read_dictionary
 from bitseam.quant import LevelProjection
 from bitseam.wire import messages_pb2 as pb
 
@@ -166,6 +166,8 @@ class ServerParty:
         self._untouched = False
         self._apply(news)
         known = self._known.setdefault(name, {})
+        if news.dictionary:
+            known.setdefault(0, pb.Calibrate()).dictionary = news.dictionary
         for part in MODALITIES:
             told = getattr(news, part)
             for field in ("mean", "std", "rotation"):
@@ -265,6 +267,8 @@ class ServerParty:
         self._untouched, self._saved = True, -1 if folder is None else self.step
 
     def _apply(self, news: pb.Calibrate) -> None:
+        if news.dictionary:
+            keep_dictionary(self.model, read_dictionary(news.dictionary))
         for name in MODALITIES:
             statistics, projection = getattr(news, name), getattr(self.model, f"{name}_projection")
             if statistics.tables:

@@ -87,7 +87,7 @@ def decode(codec: Codec, coded: pb.Coded, shape: tuple[int, ...], what: str, dev
     if tuple(coded.shape) != shape:
         raise CodecError(f"{what}: shape {tuple(coded.shape)} where {shape} is due")
     try:
-        return codec.decode(coded.payload, shape).to(device)
+        return codec.decode(coded.payload, shape, device)
     except CodecError as error:
         raise type(error)(f"{what}: {error}") from error
 

@@ -31,7 +31,7 @@ from bitseam.parties.party import ServerParty, StepReport
 from bitseam.parties.peer import Peer, Stopwatch, decode, encode, printable
 from bitseam.parties.seam import Link, channels
 from bitseam.parties.seat import Seat
-from bitseam.parties.text import TextBatch, read_text
+from bitseam.parties.text import TextBatch, kept_dictionary, read_text
 from bitseam.transport import Channel
 from bitseam.wire import VERSION, same_terms
 from bitseam.wire import messages_pb2 as pb
@@ -206,7 +206,7 @@ class ServerSession:
 
     def _read(self, message: pb.Forward | pb.Ask) -> tuple[TextBatch, Tensor, Tensor | None]:
         party, seam = self._party, self._party.seam
-        text = read_text(message.text, party.prompter.vocabulary)
+        text = read_text(message.text, party.prompter.vocabulary, kept_dictionary(party.model))
         require_rows(text, party.recipe)
         tokens = message.image.shape[1] if len(message.image.shape) == 3 else 0
         agreed = party.recipe.seam

@@ -41,9 +41,23 @@ def to_indices(z: Tensor, levels: int, clip: float) -> Tensor:
     Values beyond the clip take the outermost level; a value midway between two levels takes the upper one. Every level
     is its own nearest (float32 tells 65536 of them apart). NaN is the caller's to refuse.
     """
-    scaled = z.float() * ((levels - 1) / (2 * clip))
+    return nearest(z, scale_to_steps(levels, clip), levels)
+
+
+def scale_to_steps(levels: int, clip: float) -> float:
+    """What a value is multiplied by to be counted in steps between levels."""
+    return (levels - 1) / (2 * clip)
+
+
+def nearest(z: Tensor, scale: float | Tensor, levels: int) -> Tensor:
+    """`to_indices` by the scale of `scale_to_steps`, a number or float32 () on the device of z.
+
+    The same bits on every device, compiled or not: one product and one sum in float32, each rounded, which no compiler
+    may contract into one rounding, as the clamp stands between them.
+    """
+    scaled = (z.float() * scale).clamp_(-levels / 2, levels / 2 - 1)
     # Adding a half and truncating is rounding with ties upward; after the clamp nothing is negative.
-    return scaled.add_(levels / 2).clamp_(0, levels - 1).to(index_dtype(levels))
+    return scaled.add_(levels / 2).to(index_dtype(levels))
 
 
 def from_indices(indices: Tensor, levels: int, clip: float) -> Tensor:

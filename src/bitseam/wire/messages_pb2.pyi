@@ -141,12 +141,14 @@ class Statistics(_message.Message):
     def __init__(self, mean: _Optional[bytes] = ..., std: _Optional[bytes] = ..., tables: _Optional[bytes] = ..., rotation: _Optional[bytes] = ..., rate: _Optional[int] = ...) -> None: ...
 
 class Calibrate(_message.Message):
-    __slots__ = ("image", "text")
+    __slots__ = ("image", "text", "dictionary")
     IMAGE_FIELD_NUMBER: _ClassVar[int]
     TEXT_FIELD_NUMBER: _ClassVar[int]
+    DICTIONARY_FIELD_NUMBER: _ClassVar[int]
     image: Statistics
     text: Statistics
-    def __init__(self, image: _Optional[_Union[Statistics, _Mapping]] = ..., text: _Optional[_Union[Statistics, _Mapping]] = ...) -> None: ...
+    dictionary: bytes
+    def __init__(self, image: _Optional[_Union[Statistics, _Mapping]] = ..., text: _Optional[_Union[Statistics, _Mapping]] = ..., dictionary: _Optional[bytes] = ...) -> None: ...
 
 class Ack(_message.Message):
     __slots__ = ("step",)
