@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bitseam.codecs import EntropyUniform, entropy_stream
-from bitseam.codecs.entropy_stream import LANE
+from bitseam.codecs.entropy_stream import LANE, Runs, encode
 from bitseam.errors import CodecError
 from bitseam.quant.contexts import contexts_of, wavefronts
 from bitseam.quant.uniform import from_indices, to_indices
@@ -95,6 +95,21 @@ def images(count: int, tokens: int = 9, channels: int = 5, seed: int = 0) -> tor
 def fitted(x: torch.Tensor, levels: int = 5, groups: int = 2, contexts: int = 3) -> EntropyUniform:
     codec = EntropyUniform(levels, 2.0, groups, contexts=contexts)
     return codec.learned(codec.counts(x))
+
+
+@pytest.mark.parametrize("tokens", [6, 9])
+def test_the_order_on_the_stream_is_that_of_the_protocol(tokens: int) -> None:
+    x = images(4, tokens)
+    codec, indices = fitted(x), to_indices(x, 5, 2.0).numpy()
+    side, places = 3 if tokens == 9 else 6, []
+    for image, token, channel in np.ndindex(*indices.shape):
+        above = [int(indices[image, p, channel]) - 2 for p in neighbours(token, tokens)]
+        table = channel * 2 // 5 * 3 + context(above, 3)
+        places.append((token // side + token % side, table, image, token, channel))
+    places.sort()
+    tables, symbols = [place[1] for place in places], [indices[place[2:]] for place in places]
+    runs = Runs(codec.tables, np.arange(len(places) + 1), np.array(tables))
+    assert codec.encode(x) == encode(np.array(symbols, np.uint8), runs)
 
 
 def test_contexts_never_cross_images() -> None:

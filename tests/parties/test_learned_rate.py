@@ -45,6 +45,7 @@ def test_predicted_bytes_are_those_on_the_wire(tiny: Tiny, contexts: int) -> Non
         for part in parts:
             assert part.predicted_bytes == pytest.approx(part.coded_bytes, rel=0.02)
         assert len({codec.tables for codec in split.party.seam.image.rates}) == 2  # each rate has been drawn
+        assert {codec.contexts for codec in split.party.seam.image.rates} == {contexts}
         assert max(part.coded_bytes for part in parts) > 1.5 * min(part.coded_bytes for part in parts)
 
 

@@ -21,7 +21,7 @@ class Limits:
     text: int = 4096  # characters of a term or a reason
     weights: int = 2**26  # of a client's half, where halves are averaged
     channels: int = 65536
-    tables: int = 2**21  # bytes of frequencies: 4096 groups of 256 levels
+    tables: int = 2**21  # bytes of frequencies: 4096 tables of 256 levels
     rotation: int = 2**24  # bytes of directions: 4096 channels
     new_tokens: int = 4096
     hello_seconds: float = 30.0  # from the beginning of a session to its Hello
