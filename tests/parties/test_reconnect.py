@@ -134,7 +134,7 @@ def trained(server: Server) -> dict[str, Tensor]:
 
 def recipe_in(tiny: Tiny, out: Path, **changes: object) -> config.Recipe:
     """What remembers most: statistics, directions and tables that follow the features, at two rates."""
-    common = {"train__accumulate": 2, "train__calibrate": 2, "seam__image_up": RATE | {"rates": (1, 2)}}
+    common = {"train__accumulate": 2, "train__calibrate": 2, "seam__image_up": RATE | {"rates": (1, 2), "contexts": 3}}
     return make_recipe(tiny, **common, **changes, out=str(out))
 
 
