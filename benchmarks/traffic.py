@@ -4,8 +4,8 @@
         [--seeds 0 1]
 
 After `make demo`: trains and evaluates the demo's recipe with each point's settings, across two processes over TLS, and
-writes a row a point, seed and task beside those of the demo's own two runs, whose fp16 bytes are the ones compared
-with. A run that is finished already is read, not repeated. Rows of points that are not named stay. Nothing here was
+writes a row a point, seed and task beside those of the demo's own two runs (`coded` and `fp16` at seed 0), whose fp16
+bytes are the ones compared with. A run that is finished already is read, not repeated. Rows of points that are not named stay. Nothing here was
 tuned on the test questions.
 """
 
@@ -34,6 +34,8 @@ LEARNED = (
     "seam.image_up.distortion_weight=0.01",
 )
 POINTS = {
+    "coded": (),
+    "fp16": ("seam.image_up.quantizer=fp16", "seam.image_down.codec=fp16"),
     "48 channels": ("seam.image_up.channels=48",),
     "24 channels": ("seam.image_up.channels=24", "seam.image_down.step=2"),
     "learned rate": LEARNED,
@@ -56,6 +58,8 @@ def main() -> None:
     tasks = {(f"demo {name}", 0): {task: score[name] for task, score in report["tasks"].items()} for name in own}
     for name in options.points:
         for seed in options.seeds:
+            if (f"demo {name}", seed) in points:
+                continue
             run = train(options.demo, name, POINTS[name], seed)
             summary = json.loads((run / "client" / "summary.json").read_text())
             points[f"demo {name}", seed] = summary, about_run(run)["commit"]
