@@ -86,7 +86,7 @@ def main() -> None:
 
 def train(demo: Path, name: str, point: tuple[str, ...], seed: int, plan: Path | None = None) -> Path:
     """Serve and train the demo's recipe with a point's settings, over a plan where there is one; the run's folder."""
-    out = demo / (name.replace(",", "").replace(" ", "-") + f"-seed-{seed}" * (seed > 0))
+    out = run_folder(demo, name, seed)
     if (out / "client" / "summary.json").exists():
         return out
     settings = [
@@ -111,6 +111,11 @@ def train(demo: Path, name: str, point: tuple[str, ...], seed: int, plan: Path |
             server.send_signal(signal.SIGTERM)
             server.wait()
     return out
+
+
+def run_folder(demo: Path, name: str, seed: int) -> Path:
+    """Where a point's run lies."""
+    return demo / (name.replace(",", "").replace(" ", "-") + f"-seed-{seed}" * (seed > 0))
 
 
 def about_run(run: Path) -> dict:
