@@ -5,8 +5,8 @@
 
 After `make demo`: trains and evaluates the demo's recipe with each point's settings, across two processes over TLS, and
 writes a row a point, seed and task beside those of the demo's own two runs (`coded` and `fp16` at seed 0), whose fp16
-bytes are the ones compared with. A run that is finished already is read, not repeated. Rows of points that are not
-named stay. Nothing here was tuned on the test questions.
+bytes are the ones compared with; and a picture beside FILE. A run that is finished already is read, not repeated. Rows
+of points that are not named stay. Nothing here was tuned on the test questions.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import sys
 from pathlib import Path
 
 import torch
+from matplotlib.figure import Figure
 
 from bitseam.cli.machine import circumstances, free_port
 from bitseam.evals.answers import wilson
@@ -79,9 +80,11 @@ def main() -> None:
         for task, score in tasks[name, seed].items()
     ]
     rows += [row for row in kept if (row["recipe"], row["seed"]) not in points]
+    rows.sort(key=fewer)
     about = circumstances(report["threads"])
     options.json.write_text(json.dumps({**about, "points": POINTS, "rows": rows}, indent=1) + "\n")
     show(rows)
+    draw(rows, options.json.with_suffix(".png"))
 
 
 def train(demo: Path, name: str, point: tuple[str, ...], seed: int, plan: Path | None = None) -> Path:
@@ -126,10 +129,50 @@ def about_run(run: Path) -> dict:
 def show(rows: list[dict]) -> None:
     """A table on the screen."""
     for row in rows:
-        fp16, own = row["fp16_up_bytes"] + row["fp16_down_bytes"], row["up_bytes"] + row["down_bytes"]
+        traffic = f"{(row['up_bytes'] + row['down_bytes']) / 1e6:8.2f} MB {fewer(row):6.1f} times fewer"
         accuracy = told(row["correct"], row["total"])
-        fewer = f"{own / 1e6:8.2f} MB {fp16 / own:6.1f} times fewer"
-        print(f"{row['recipe']:12} seed {row['seed']} {fewer}  {row['task']:12} {accuracy}")
+        print(f"{row['recipe']:12} seed {row['seed']} {traffic}  {row['task']:12} {accuracy}")
+
+
+def draw(rows: list[dict], path: Path) -> None:
+    """Accuracy against how many times fewer bytes than fp16, with 95 % intervals, a panel a task and a dot a run."""
+    figure = Figure(figsize=(12, 4.5), layout="constrained")
+    recipes = list(dict.fromkeys(row["recipe"] for row in rows))
+    tasks = list(dict.fromkeys(row["task"] for row in rows))
+    for axes, task in zip(figure.subplots(1, len(tasks)), tasks, strict=True):
+        of_task = [row for row in rows if row["task"] == task]
+        exact = next(row for row in of_task if (row["recipe"], row["seed"]) == ("demo fp16", 0))
+        low, high = (100 * end for end in wilson(exact["correct"], exact["total"]))
+        axes.axhspan(low, high, color="tab:gray", alpha=0.15, label="fp16, seed 0: 95 % interval")
+        for number, recipe in enumerate(recipes):
+            runs = [row for row in of_task if row["recipe"] == recipe]
+            share = [100 * row["correct"] / row["total"] for row in runs]
+            ends = [wilson(row["correct"], row["total"]) for row in runs]
+            below = [at - 100 * end[0] for at, end in zip(share, ends, strict=True)]
+            above = [100 * end[1] - at for at, end in zip(share, ends, strict=True)]
+            label = recipe.removeprefix("demo ")
+            axes.errorbar(
+                [fewer(row) for row in runs],
+                share,
+                (below, above),
+                fmt="o",
+                ms=4,
+                lw=0.7,
+                color=f"C{number}",
+                label=label,
+            )
+        axes.set(xscale="log", title=task, xlabel="times fewer bytes than fp16, both ways", ylabel="correct, %")
+        axes.set_xticks([1, 2, 5, 10, 20, 50, 100], minor=False)
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_minor_formatter("")
+        axes.grid(alpha=0.3)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=8)
+    figure.savefig(path, dpi=100)
+
+
+def fewer(row: dict) -> float:
+    """How many times fewer bytes than fp16, both ways."""
+    return (row["fp16_up_bytes"] + row["fp16_down_bytes"]) / (row["up_bytes"] + row["down_bytes"])
 
 
 def told(correct: int, total: int) -> str:
