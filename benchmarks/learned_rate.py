@@ -32,7 +32,12 @@ from bitseam import config
 from bitseam.data.rows import read_rows
 
 FIXED, LEARNT = "fixed 2 bits", "learned rate"
-POINTS = {FIXED: (), LEARNT: LEARNED, "several rates": (*LEARNED, "seam.image_up.rates=[1, 0.6, 1.6]")}
+POINTS = {
+    FIXED: (),
+    LEARNT: LEARNED,
+    f"{LEARNT}, 2,000 steps": (*LEARNED, "train.steps=2000"),
+    "several rates": (*LEARNED, "seam.image_up.rates=[1, 0.6, 1.6]"),
+}
 OWN = {FIXED: "coded"}  # what `benchmarks/traffic.py` calls it
 PART = 100  # steps
 ABOUT = ("machine", "versions", "threads", "commit", "command", "date")
@@ -121,14 +126,15 @@ def show(rows: dict[tuple[str, int], dict[str, Any]]) -> None:
             print(
                 f"    step x {asked['multiple']:g}: {asked['bytes_per_image']:6.1f} bytes an image  {'  '.join(shares)}"
             )
-    over = [
-        rows[LEARNT, seed]["loss"] - row["loss"]
-        for (name, seed), row in rows.items()
-        if name == FIXED and (LEARNT, seed) in rows
-    ]
-    if len(over) > 1:
-        error = stdev(over) / len(over) ** 0.5
-        print(f"{LEARNT} over {FIXED}: {mean(over):+.4f} ± {error:.4f} nats, {len(over)} seeds")
+    for point in POINTS:
+        over = [
+            row["loss"] - rows[FIXED, seed]["loss"]
+            for (name, seed), row in rows.items()
+            if name == point != FIXED and (FIXED, seed) in rows
+        ]
+        if len(over) > 1:
+            error = stdev(over) / len(over) ** 0.5
+            print(f"{point} over {FIXED}: {mean(over):+.4f} ± {error:.4f} nats, {len(over)} seeds")
 
 
 if __name__ == "__main__":
