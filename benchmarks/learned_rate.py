@@ -8,7 +8,9 @@ asks each trained pair the test questions at each of its rates. Fixed 2 bits are
 own coded run. A run that is finished already is read, not repeated. Rows of points that are not named stay. Nothing
 here was tuned on the test questions.
 
-loss             mean of the last 100 steps, nats an answer token, with the standard error of that mean
+loss             mean of the last 100 steps, nats an answer token, with the standard error of that mean; training goes
+                 through its questions more than once, so runs of different lengths do not compare by it
+test_loss        of the test questions, nats an answer token, at the first of its rates
 image_bytes      payloads of the image codes, in training
 news_bytes       all else that went up: text, statistics, directions, tables, frames
 predicted_bytes  what the tables in use say of those payloads
@@ -19,17 +21,27 @@ from __future__ import annotations
 
 import argparse
 import json
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from itertools import groupby
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+import torch
 from rates import ask
 from traffic import LEARNED, RECIPE, about_run, told, train
 
 from bitseam import config
-from bitseam.data.rows import read_rows
+from bitseam.cli.main import locate
+from bitseam.data.assets import cache_folder
+from bitseam.data.batches import Batches
+from bitseam.data.features import StoredFeatures
+from bitseam.data.rows import Row, read_rows
+from bitseam.parties.checkpoint import load_pair, newest
+from bitseam.parties.seam import build_seam
+from bitseam.parties.tables import use_rate, with_kept_tables
+from bitseam.parties.text import Prompter
 
 FIXED, LEARNT = "fixed 2 bits", "learned rate"
 POINTS = {
@@ -87,6 +99,7 @@ def row(demo: Path, run: Path, settings: tuple[str, ...]) -> dict[str, Any]:
         "images": images,
         "loss": mean(last),
         "loss_error": stdev(last) / len(last) ** 0.5,
+        "test_loss": loss_on_test(run, tests),
         **{name: summary[name] for name in ("up_bytes", "down_bytes", "socket_bytes")},
         "image_bytes": image["bytes"],
         "news_bytes": sum(entry["bytes"] for (_, part), entry in sent.items() if part == "rest"),
@@ -104,6 +117,22 @@ def row(demo: Path, run: Path, settings: tuple[str, ...]) -> dict[str, Any]:
         ],
         "asked": asked,
     }
+
+
+@torch.no_grad()
+def loss_on_test(run: Path, tests: Sequence[Row], rate: int = 0) -> float:
+    """Nats an answer token of a run's last pair, where the server sees the levels that cross at a rate."""
+    client, server, recipe, _ = load_pair(newest(run, "client"), newest(run, "server"), locate)
+    client.eval(), server.eval()
+    use_rate(client, with_kept_tables(build_seam(recipe.seam), client), "image", rate)
+    features = StoredFeatures(client.vision, asdict(recipe.client), tests, cache_folder() / "features")
+    draw = Batches(tests, features, Prompter(recipe.text, locate), recipe.train.batch, recipe.seed)
+    total, answers = 0.0, 0
+    for number in range(len(tests) // recipe.train.batch):
+        tower, text = draw(number)
+        total += float(server.loss(text, client.image(tower).levels))
+        answers += int(text.answers.sum())
+    return total / answers
 
 
 def _parsed(setting: str) -> tuple[str, Any]:

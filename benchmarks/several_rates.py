@@ -8,7 +8,9 @@ is asked the test questions at the rates that it was trained at. Runs from the s
 hides half a point; what begins at the same weights does not. A run that is finished already is read, not repeated.
 Nothing here was tuned on the test questions.
 
-cost  points that a model of several rates answers fewer than one of a single rate, at that rate; mean of three tasks
+points     share of correct answers, in percent: mean of three tasks
+test_loss  of the test questions, nats an answer token
+costs      what a model of several rates has fewer points, and more test loss, than one of a single rate at that rate
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from pathlib import Path
 from statistics import mean, stdev
 
 import torch
+from learned_rate import loss_on_test
 from rates import ask
 from safetensors.torch import load_file, save_file
 from traffic import LEARNED, about_run, run_folder, train
@@ -61,7 +64,6 @@ def go_on(demo: Path, seed: int, multiples: tuple[float, ...]) -> list[dict]:
     recipe, _ = read_config(newest(run, "client"))
     tests = read_rows(demo / "questions" / "test.jsonl")
     pictures = sum(1 for _ in groupby(test.image for test in tests))
-    log = [json.loads(line) for line in (run / "client" / "log.jsonl").read_text().splitlines()]
     rows = []
     for rate, multiple in enumerate(multiples):
         up = replace(recipe.seam.image_up, rate=rate)
@@ -73,7 +75,8 @@ def go_on(demo: Path, seed: int, multiples: tuple[float, ...]) -> list[dict]:
                 "multiple": multiple,
                 "bytes_per_image": size / pictures,
                 "tasks": tasks,
-                "loss": mean(step["loss"] for step in log[-100:]),
+                "points": mean(100 * score["correct"] / score["total"] for score in tasks.values()),
+                "test_loss": loss_on_test(run, tests, rate),
             }
             | about_run(run)
         )
@@ -103,22 +106,18 @@ def branch(start: Path, out: Path, multiples: tuple[float, ...], steps: int) -> 
 def show(rows: list[dict]) -> None:
     """A table on the screen."""
     alone = {(row["seed"], row["multiple"]): row for row in rows if len(row["trained_at"]) == 1}
-    costs: dict[int, list[float]] = {}
+    costs: dict[tuple[str, int], list[float]] = {}
     for row in rows:
-        shares = [f"{task} {score['correct'] / score['total']:.1%}" for task, score in row["tasks"].items()]
         told = f"step x {row['multiple']:<3g} of {row['trained_at']}: {row['bytes_per_image']:5.1f} bytes an image"
-        print(f"seed {row['seed']}  {told}  {'  '.join(shares)}  loss {row['loss']:.3f}")
+        print(f"seed {row['seed']}  {told}  {row['points']:.2f} points  test loss {row['test_loss']:.4f}")
         if len(row["trained_at"]) > 1:
-            cost = points(alone[row["seed"], row["multiple"]]) - points(row)
-            costs.setdefault(row["seed"], []).append(cost)
-    of_seeds = [mean(cost) for cost in costs.values()]
-    error = f" ± {stdev(of_seeds) / len(of_seeds) ** 0.5:.2f}" if len(of_seeds) > 1 else ""
-    print(f"several rates cost {mean(of_seeds):+.2f}{error} points, mean over {len(of_seeds)} seeds")
-
-
-def points(row: dict) -> float:
-    """Mean accuracy of the tasks, in percent."""
-    return mean(100 * score["correct"] / score["total"] for score in row["tasks"].values())
+            other = alone[row["seed"], row["multiple"]]
+            for part, sign in (("points", 1), ("test_loss", -1)):
+                costs.setdefault((part, row["seed"]), []).append(sign * (other[part] - row[part]))
+    for part in ("points", "test_loss"):
+        of_seeds = [mean(cost) for (name, _), cost in costs.items() if name == part]
+        error = f" ± {stdev(of_seeds) / len(of_seeds) ** 0.5:.4f}" if len(of_seeds) > 1 else ""
+        print(f"several rates cost {mean(of_seeds):+.4f}{error} {part}, mean over {len(of_seeds)} seeds")
 
 
 if __name__ == "__main__":
