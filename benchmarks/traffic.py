@@ -43,6 +43,7 @@ POINTS = {
     "learned rate": LEARNED,
     "learned rate, 2,000 steps": LONGER,
     "learned rate, coarse gradients": (*LEARNED, "seam.image_down.step=4"),
+    "learned rate, coarse gradients, 2,000 steps": (*LONGER, "seam.image_down.step=4"),
 }
 
 
