@@ -35,11 +35,13 @@ LEARNED = (
     "seam.image_up.distortion_weight=0.01",
 )
 LONGER = (*LEARNED, "train.steps=2000")  # a quarter more
+FEW = ("seam.image_up.channels=24", "seam.image_down.step=2")
 POINTS = {
     "coded": (),
     "fp16": ("seam.image_up.quantizer=fp16", "seam.image_down.codec=fp16"),
     "48 channels": ("seam.image_up.channels=48",),
-    "24 channels": ("seam.image_up.channels=24", "seam.image_down.step=2"),
+    "24 channels": FEW,
+    "24 channels, 2,000 steps": (*FEW, "train.steps=2000"),
     "learned rate": LEARNED,
     "learned rate, 2,000 steps": LONGER,
     "learned rate, coarse gradients": (*LEARNED, "seam.image_down.step=4"),
