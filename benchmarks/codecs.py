@@ -32,7 +32,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from frozen import Sample, Tensors, load
+from frozen import Sample, Tensors, load, more, statistics_of
 from rate_distortion import bounds, draw, entropy, index_counts, markdown
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -43,7 +43,7 @@ from bitseam.codecs.one_bit import SCALES
 from bitseam.evals.planning import UpPlanner
 from bitseam.parties.checkpoint import newest
 from bitseam.parties.seam import build_quantizer, build_seam
-from bitseam.quant import ChannelStatistics, LevelProjection, TensorRDFSQ
+from bitseam.quant import LevelProjection, TensorRDFSQ
 
 DEMO = Path("runs/demo/fp16")
 ELEMENTS, ROUNDS = 2_000_000, 5
@@ -111,12 +111,6 @@ def main() -> None:
     if options.json:
         options.json.write_text(json.dumps(figures, indent=1) + "\n")
         draw(figures, options.json.with_suffix(".png"))
-
-
-def statistics_of(calibration: Tensor) -> ChannelStatistics:
-    normalise = ChannelStatistics(calibration.shape[-1], 0.0).eval()
-    normalise.calibrate(calibration)
-    return normalise
 
 
 def ups(sample: Sample) -> list[Way]:
@@ -221,13 +215,6 @@ def cross(way: Way, tensors: Tensors) -> tuple[Tensors, int, np.ndarray | None]:
         counts.append(index_counts(way.codec, payload, decoded))
         sent += len(payload)
     return received, sent, None if counts[0] is None else sum(counts)
-
-
-def more(name: str, loss: Tensor | None, base: Tensor | None) -> dict[str, float | None]:
-    """Mean of the differences of losses (I,), and its standard error."""
-    if loss is None or base is None:
-        return dict.fromkeys((name, f"{name}_error"))
-    return {name: float((loss - base).mean()), f"{name}_error": float((loss - base).std() / len(loss) ** 0.5)}
 
 
 def speed(codec: codecs.Codec, x: Tensor, elements: int) -> dict[str, float | None]:

@@ -22,13 +22,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from frozen import Tensors, load
+from frozen import Tensors, load, more, statistics_of
 from traffic import POINTS, about_run, train
 
 from bitseam.cli.machine import circumstances
 from bitseam.codecs import BlockwiseInt, Codec, Delta, Fp16, NormalFloat, OneBit, SplitFC, TopK
 from bitseam.parties.checkpoint import folder_of
-from bitseam.quant import ChannelStatistics
 
 FIRST, SECOND = 800, 1600  # steps
 CODECS: dict[str, Codec] = {  # those whose error shrinks with what they code
@@ -50,28 +49,26 @@ def main() -> None:
     (before, _), (now, counts) = (
         load(folder_of(run, "client", step), folder_of(run, "server", step), None) for step in (FIRST, SECOND)
     )
-    normalise = ChannelStatistics(now.calibration.shape[-1], 0.0).eval()
-    normalise.calibrate(now.calibration)
+    normalise = statistics_of(now.calibration)
     first, second = [normalise(x) for x in before.features], [normalise(x) for x in now.features]
-    power = torch.cat(second).square().mean()
-    exact = now.loss(now.features)
+    values, exact = torch.cat(second), now.loss(now.features)
+    power, room = values.square().mean(), sum(x.nbytes for x in first)
     rows = []
     for name, codec in CODECS.items():
-        for change in (False, True):
-            payloads, received = second_visit(codec, change, first, second)
-            more = now.loss([x * normalise.std + normalise.mean for x in received]) - exact
+        for change, ends in ((False, (codec, codec, 0)), (True, (Fp16(), codec, room))):
+            payloads, received = second_visit(Delta(*ends), Delta(*ends), first, second)
+            loss = now.loss([x * normalise.std + normalise.mean for x in received])
             rows.append(
                 {
                     "codec": name,
                     "change": change,
-                    "bits": 8 * sum(map(len, payloads)) / torch.cat(second).numel(),
-                    "mse": float((torch.cat(received) - torch.cat(second)).square().mean() / power),
-                    "loss_increase": float(more.mean()),
-                    "loss_increase_error": float(more.std() / len(more) ** 0.5),
+                    "bits": 8 * sum(map(len, payloads)) / values.numel(),
+                    "mse": float((torch.cat(received) - values).square().mean() / power),
+                    **more("loss_increase", loss, exact),
                 }
             )
             print(json.dumps(rows[-1]))
-    changed = float((torch.cat(second) - torch.cat(first)).square().mean() / power)
+    changed = float((values - torch.cat(first)).square().mean() / power)
     report: dict[str, Any] = {"about": circumstances(torch.get_num_threads()) | counts, "trained": about_run(run)}
     report |= {"steps": (FIRST, SECOND), "changed": changed, "rows": rows}
     print(f"changed: {changed:.3f}")
@@ -79,17 +76,14 @@ def main() -> None:
 
 
 @torch.no_grad()
-def second_visit(codec: Codec, change: bool, first: Tensors, second: Tensors) -> tuple[list[bytes], Tensors]:
-    """Messages of the second visit and what arrives, of the change since the first or of the features themselves."""
+def second_visit(sender: Delta, receiver: Delta, first: Tensors, second: Tensors) -> tuple[list[bytes], Tensors]:
+    """Messages of the second visit, and what arrives of each."""
     generator = torch.Generator().manual_seed(0)
     payloads, received = [], []
-    capacity = sum(x.nbytes for x in first) if change else 0
-    sender, receiver = (Delta(Fp16() if change else codec, codec, capacity) for _ in range(2))
-    for sample, (known, x) in enumerate(zip(first, second, strict=True)):
-        if change:
-            receiver.decode(sample, sender.encode(sample, known), known.shape)
-        payloads.append(sender.encode(sample, x, generator))
-        received.append(receiver.decode(sample, payloads[-1], x.shape))
+    for sample, (before, now) in enumerate(zip(first, second, strict=True)):
+        receiver.decode(sample, sender.encode(sample, before), before.shape)
+        payloads.append(sender.encode(sample, now, generator))
+        received.append(receiver.decode(sample, payloads[-1], now.shape))
     return payloads, received
 
 

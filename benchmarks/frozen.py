@@ -1,4 +1,4 @@
-"""What benchmarks/codecs.py compares on: the features, gradients and losses of a trained pair of halves."""
+"""What codecs are compared on: the features, gradients and losses of a trained pair of halves."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from bitseam.evals.planning import FrozenPair, UpPlanner, tokens
 from bitseam.parties.checkpoint import load_pair
 from bitseam.parties.models import ServerModel
 from bitseam.parties.text import Prompter, TextBatch
+from bitseam.quant import ChannelStatistics
 
 CALIBRATION, QUESTIONS, MESSAGE = 256, 2048, 10  # images, questions, images
 
@@ -87,3 +88,17 @@ def load(client: Path, server: Path, questions: Path | None) -> tuple[Sample, di
     )
     counts = {"images": len(tested), "questions": sum(map(len, tested)), "calibration_images": CALIBRATION}
     return sample, counts | {"weights": str(identity)}
+
+
+def statistics_of(calibration: Tensor) -> ChannelStatistics:
+    """What makes features (..., D) of zero mean and unit deviation in each channel, by those of (N, D)."""
+    normalise = ChannelStatistics(calibration.shape[-1], 0.0).eval()
+    normalise.calibrate(calibration)
+    return normalise
+
+
+def more(name: str, loss: Tensor | None, base: Tensor | None) -> dict[str, float | None]:
+    """Mean of the differences of losses (I,), and its standard error."""
+    if loss is None or base is None:
+        return dict.fromkeys((name, f"{name}_error"))
+    return {name: float((loss - base).mean()), f"{name}_error": float((loss - base).std() / len(loss) ** 0.5)}

@@ -47,7 +47,7 @@ FIXED, LEARNT = "fixed 2 bits", "learned rate"
 POINTS = {
     FIXED: (),
     LEARNT: LEARNED,
-    f"{LEARNT}, 2,000 steps": LONGER,
+    f"{LEARNT}, 2,000 steps": (*LEARNED, LONGER),
     "several rates": (*LEARNED, "seam.image_up.rates=[1, 0.6, 1.6]"),
 }
 OWN = {FIXED: "coded"}  # what `benchmarks/traffic.py` calls it

@@ -34,18 +34,19 @@ LEARNED = (
     "seam.image_up.contexts=5",
     "seam.image_up.distortion_weight=0.01",
 )
-LONGER = (*LEARNED, "train.steps=2000")  # a quarter more
+LONGER = "train.steps=2000"  # a quarter more
+COARSE = "seam.image_down.step=4"
 FEW = ("seam.image_up.channels=24", "seam.image_down.step=2")
 POINTS = {
     "coded": (),
     "fp16": ("seam.image_up.quantizer=fp16", "seam.image_down.codec=fp16"),
     "48 channels": ("seam.image_up.channels=48",),
     "24 channels": FEW,
-    "24 channels, 2,000 steps": (*FEW, "train.steps=2000"),
+    "24 channels, 2,000 steps": (*FEW, LONGER),
     "learned rate": LEARNED,
-    "learned rate, 2,000 steps": LONGER,
-    "learned rate, coarse gradients": (*LEARNED, "seam.image_down.step=4"),
-    "learned rate, coarse gradients, 2,000 steps": (*LONGER, "seam.image_down.step=4"),
+    "learned rate, 2,000 steps": (*LEARNED, LONGER),
+    "learned rate, coarse gradients": (*LEARNED, COARSE),
+    "learned rate, coarse gradients, 2,000 steps": (*LEARNED, LONGER, COARSE),
 }
 
 

@@ -205,3 +205,17 @@ def test_packing_times_each_count_of_levels_both_ways(packing: ModuleType) -> No
     assert len(figures) == 1 + 2 * len(packing.CODECS)
     assert figures["copy"]["copies"] == 1
     assert figures["encode, 4 levels"]["bits"] == 2
+
+
+def test_a_change_crosses_in_as_many_bytes_with_less_error() -> None:
+    delta = load_benchmark("delta")
+    first = [torch.randn(2, 4, WIDTH, generator=torch.Generator().manual_seed(seed)) for seed in range(3)]
+    second = [x + 0.1 * x.roll(1, 0) for x in first]
+    codec, room = delta.BlockwiseInt(4, 64), sum(x.nbytes for x in first)
+    lengths, errors = [], []
+    for ends in ((codec, codec, 0), (delta.Fp16(), codec, room)):
+        payloads, received = delta.second_visit(delta.Delta(*ends), delta.Delta(*ends), first, second)
+        lengths.append([len(payload) for payload in payloads])
+        errors.append(float((torch.cat(received) - torch.cat(second)).square().mean()))
+    assert lengths[0] == lengths[1]
+    assert errors[1] == pytest.approx(errors[0] / 100, rel=0.3)  # a tenth as large
