@@ -18,7 +18,8 @@ from bitseam.errors import ModelError
 from bitseam.evals.planning import FrozenPair, UpPlanner, tokens
 from bitseam.parties.checkpoint import load_pair
 from bitseam.parties.models import ServerModel
-from bitseam.parties.text import Prompter, TextBatch
+from bitseam.parties.prompts import Prompter
+from bitseam.parties.text import TextBatch
 from bitseam.quant import ChannelStatistics
 
 CALIBRATION, QUESTIONS, MESSAGE = 256, 2048, 10  # images, questions, images

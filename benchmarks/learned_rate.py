@@ -39,9 +39,9 @@ from bitseam.data.batches import Batches
 from bitseam.data.features import StoredFeatures
 from bitseam.data.rows import Row, read_rows
 from bitseam.parties.checkpoint import load_pair, newest
+from bitseam.parties.prompts import Prompter
 from bitseam.parties.seam import build_seam
 from bitseam.parties.tables import use_rate, with_kept_tables
-from bitseam.parties.text import Prompter
 
 FIXED, LEARNT = "fixed 2 bits", "learned rate"
 POINTS = {

@@ -28,14 +28,15 @@ from bitseam.cli.machine import circumstances
 from bitseam.cli.main import locate
 from bitseam.data.assets import cache_folder
 from bitseam.data.features import StoredFeatures
-from bitseam.data.rows import Row, open_image, read_rows
+from bitseam.data.images import open_image
+from bitseam.data.rows import Row, read_rows
 from bitseam.evals import evaluate
 from bitseam.parties.checkpoint import load_client, newest
 from bitseam.parties.client import ClientSession
 from bitseam.parties.party import ServerParty
+from bitseam.parties.prompts import Prompter
 from bitseam.parties.seam import build_seam, terms
 from bitseam.parties.server import ServerSession
-from bitseam.parties.text import Prompter
 from bitseam.transport import memory_pair
 
 RATES = {16: 2.51, 8: 2.05, 4: 1.5, 3: 1.22, 2: 0.8}  # levels: clip

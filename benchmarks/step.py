@@ -33,7 +33,8 @@ from bitseam.cli.main import locate
 from bitseam.parties.checkpoint import build_client, build_server
 from bitseam.parties.models import ClientModel
 from bitseam.parties.optimise import Stepper
-from bitseam.parties.text import Prompter, TextBatch
+from bitseam.parties.prompts import Prompter
+from bitseam.parties.text import TextBatch
 from bitseam.transport import make_certificates
 
 ASKED = (2, 8, 2, 8, 2)  # questions about one image after the other, as in the demo's batches

@@ -20,7 +20,7 @@ from bitseam.errors import ModelError
 from bitseam.evals import planning
 from bitseam.evals.planning import FrozenPair, UpPlanner
 from bitseam.parties.checkpoint import Identity, build_client, build_server, save_client, save_server
-from bitseam.parties.text import Prompter
+from bitseam.parties.prompts import Prompter
 
 QUESTIONS = [("is this a cat ?", "yes", 0), ("a dog ?", "no", 0), ("what is there ?", "a red cat", 1)]
 

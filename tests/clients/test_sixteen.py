@@ -26,8 +26,8 @@ from bitseam.data.features import LiveFeatures
 from bitseam.data.rows import read_rows
 from bitseam.parties.checkpoint import build_client, held
 from bitseam.parties.client import ClientSession
+from bitseam.parties.prompts import Prompter
 from bitseam.parties.seam import build_seam, terms
-from bitseam.parties.text import Prompter
 from bitseam.train import train
 from bitseam.transport import Tls, connect, make_certificates
 

@@ -136,7 +136,7 @@ def test_uniform(source: Source, levels: int, clip: float) -> None:
         (NormalFloat(4, 16), 16, loss_to_nearest(quantiles_of_a_gaussian(4))),
         (NormalFloat(8, 64), 64, loss_to_nearest(quantiles_of_a_gaussian(8))),
     ],
-    ids=str,
+    ids=lambda value: None if callable(value) else str(value),
 )
 @on_each
 def test_block_scaled(source: Source, codec: Codec, block: int, loss: Callable[[Array], Array]) -> None:

@@ -14,10 +14,11 @@ from PIL import Image
 from bitseam.data.batches import Batches
 from bitseam.data.cifar_questions import CLASSES, PLACES, write_questions
 from bitseam.data.features import LiveFeatures, StoredFeatures
-from bitseam.data.rows import Row, open_image, read_rows, write_rows
+from bitseam.data.images import open_image
+from bitseam.data.rows import Row, read_rows, write_rows
 from bitseam.errors import DataError
 from bitseam.halves.client import load_client_half
-from bitseam.parties.text import Prompter
+from bitseam.parties.prompts import Prompter
 
 
 def picture(path: Path, seed: int = 0) -> Path:

@@ -9,7 +9,8 @@ from torch import Tensor
 from transformers import LlavaForConditionalGeneration
 
 from bitseam.parties.checkpoint import build_client, build_server
-from bitseam.parties.text import Prompter, TextBatch
+from bitseam.parties.prompts import Prompter
+from bitseam.parties.text import TextBatch
 
 IDENTITY = {"seam__image_up__quantizer": "fp32", "seam__image_down__codec": "fp32"}
 IMAGE = WORDS.index("<image>")

@@ -31,9 +31,10 @@ from bitseam.parties.client import ClientSession
 from bitseam.parties.limits import held_bytes
 from bitseam.parties.optimise import Stepper
 from bitseam.parties.party import ServerParty
+from bitseam.parties.prompts import Prompter
 from bitseam.parties.seam import build_seam, terms
 from bitseam.parties.server import ServerSession
-from bitseam.parties.text import Prompter, TextBatch
+from bitseam.parties.text import TextBatch
 from bitseam.transport import Channel, Tls, connect, make_certificates, memory_pair
 from bitseam.transport.flow import Assembly, pieces
 from bitseam.wire import VERSION, Limits

@@ -26,7 +26,7 @@ from bitseam.parties.checkpoint import (
     save_server,
 )
 from bitseam.parties.merge import BitseamModel, merge
-from bitseam.parties.text import Prompter
+from bitseam.parties.prompts import Prompter
 
 KINDS = [
     {},

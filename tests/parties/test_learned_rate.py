@@ -16,10 +16,10 @@ from bitseam.parties.checkpoint import build_client, load_client, newest
 from bitseam.parties.client import ClientSession
 from bitseam.parties.optimise import Stepper
 from bitseam.parties.party import ServerParty
+from bitseam.parties.prompts import Prompter
 from bitseam.parties.seam import build_seam, terms
 from bitseam.parties.server import ServerSession
 from bitseam.parties.tables import use_rate
-from bitseam.parties.text import Prompter
 from bitseam.train import train
 from bitseam.transport import memory_pair
 from bitseam.wire import messages_pb2 as pb

@@ -19,10 +19,10 @@ from bitseam.parties.averaging import Averaging
 from bitseam.parties.checkpoint import build_client, held, shared_state
 from bitseam.parties.client import ClientSession
 from bitseam.parties.party import ServerParty
+from bitseam.parties.prompts import Prompter
 from bitseam.parties.seam import build_seam, terms
 from bitseam.parties.seat import Seat
 from bitseam.parties.server import ServerSession
-from bitseam.parties.text import Prompter
 from bitseam.train import train
 from bitseam.transport import Channel, memory_pair
 

@@ -24,8 +24,8 @@ from bitseam.data.rows import read_rows
 from bitseam.errors import CodecError, ConfigError, ModelError
 from bitseam.evals.planning import FrozenPair, UpPlanner, loss_increase
 from bitseam.parties.checkpoint import build_client, build_server, load_client, load_server, newest
+from bitseam.parties.prompts import Prompter
 from bitseam.parties.seam import build_quantizer, build_seam
-from bitseam.parties.text import Prompter
 from bitseam.quant import RDFSQ
 from bitseam.train import train
 

@@ -34,9 +34,9 @@ from bitseam.parties.client import ClientSession
 from bitseam.parties.connection import Connection
 from bitseam.parties.ledger import Ledger
 from bitseam.parties.party import ServerParty
+from bitseam.parties.prompts import Prompter
 from bitseam.parties.seam import build_seam, terms
 from bitseam.parties.server import ServerSession
-from bitseam.parties.text import Prompter
 from bitseam.train import train
 from bitseam.transport import Channel, memory_pair
 from bitseam.wire import messages_pb2 as pb

@@ -21,9 +21,10 @@ from bitseam.parties.checkpoint import build_client, build_server, held, load_cl
 from bitseam.parties.client import ClientSession
 from bitseam.parties.optimise import Stepper
 from bitseam.parties.party import ServerParty
+from bitseam.parties.prompts import Prompter
 from bitseam.parties.seam import build_seam, terms
 from bitseam.parties.server import ServerSession
-from bitseam.parties.text import Prompter, TextBatch, dictionary_of, kept_dictionary, text_message
+from bitseam.parties.text import TextBatch, dictionary_of, kept_dictionary, text_message
 from bitseam.train import train
 from bitseam.transport import Channel, memory_pair
 from bitseam.wire import messages_pb2 as pb

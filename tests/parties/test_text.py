@@ -14,9 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bitseam.errors import CodecError, DataError, ModelError
+from bitseam.parties.prompts import Prompter
 from bitseam.parties.text import (
     DICTIONARY,
-    Prompter,
     TextBatch,
     deflate,
     dictionary_of,

@@ -20,7 +20,8 @@ from bitseam import config
 from bitseam.data.assets import cache_folder
 from bitseam.data.batches import Batches
 from bitseam.data.features import Features, LiveFeatures, StoredFeatures
-from bitseam.data.rows import Row, open_image, read_rows
+from bitseam.data.images import open_image
+from bitseam.data.rows import Row, read_rows
 from bitseam.errors import ConfigError
 from bitseam.evals import evaluate, wilson
 from bitseam.parties.checkpoint import Identity, Locate, build_client, held, load_client, newest
@@ -28,9 +29,9 @@ from bitseam.parties.client import ClientSession
 from bitseam.parties.device import choose_device
 from bitseam.parties.ledger import Ledger
 from bitseam.parties.models import ClientModel
+from bitseam.parties.prompts import Prompter
 from bitseam.parties.runlog import peak_memory
 from bitseam.parties.seam import build_seam, terms
-from bitseam.parties.text import Prompter
 from bitseam.train import train
 from bitseam.transport import Tls, connect
 

@@ -24,7 +24,7 @@ from bitseam.evals.plan_report import DownPlan, channels_of, rows_of
 from bitseam.evals.planning import FrozenPair, Sample, UpPlan, UpPlanner, loss_increase
 from bitseam.parties.checkpoint import Locate, load_pair
 from bitseam.parties.device import choose_device
-from bitseam.parties.text import Prompter
+from bitseam.parties.prompts import Prompter
 
 stdout = Console()
 _ESTIMATE = ("nats", "standard_error")

@@ -16,7 +16,8 @@ from torch import Tensor
 from bitseam.data.features import Features
 from bitseam.data.rows import Row
 from bitseam.errors import DataError
-from bitseam.parties.text import Prompter, TextBatch
+from bitseam.parties.prompts import Prompter
+from bitseam.parties.text import TextBatch
 
 
 class Batches:

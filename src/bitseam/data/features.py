@@ -17,7 +17,8 @@ from rich.progress import track
 from torch import Tensor
 
 from bitseam.config import canonical
-from bitseam.data.rows import Row, open_image
+from bitseam.data.images import open_image
+from bitseam.data.rows import Row
 from bitseam.errors import DataError, NonFiniteError
 from bitseam.halves.client import ClientHalf
 

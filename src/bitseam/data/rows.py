@@ -11,8 +11,6 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image
-
 from bitseam.errors import DataError
 
 
@@ -43,15 +41,6 @@ def write_rows(path: Path, rows: list[Row]) -> None:
         for row in rows:
             plain = {"image": str(row.image.relative_to(path.parent)), "question": row.question}
             file.write(json.dumps(plain | {"answer": row.answer, "task": row.task}) + "\n")
-
-
-def open_image(path: Path) -> Image.Image:
-    """A whole decoded image. Raises DataError that names the file."""
-    try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DataError(f"{path}: not a readable image: {error}") from error
 
 
 def _row(path: Path, number: int, line: str) -> Row:

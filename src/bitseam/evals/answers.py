@@ -15,7 +15,7 @@ from torch import Tensor
 
 from bitseam.parties.client import ClientSession
 from bitseam.parties.limits import QUESTIONS
-from bitseam.parties.text import Prompter
+from bitseam.parties.prompts import Prompter
 
 
 class Question(Protocol):

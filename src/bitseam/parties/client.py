@@ -21,14 +21,7 @@ from bitseam.parties.models import ClientModel
 from bitseam.parties.peer import Stopwatch, decode, encode
 from bitseam.parties.seam import MODALITIES, Seam
 from bitseam.parties.tables import Fit, entropy_codec, keep_tables, use_rate, with_kept_tables, with_tables
-from bitseam.parties.text import (
-    TextBatch,
-    deflate,
-    dictionary_of,
-    keep_dictionary,
-    kept_dictionary,
-    text_message,
-)
+from bitseam.parties.text import TextBatch, deflate, dictionary_of, keep_dictionary, kept_dictionary, text_message
 from bitseam.quant import Quantized, Quantizer
 from bitseam.transport import Channel
 from bitseam.wire import VERSION

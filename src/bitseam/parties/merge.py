@@ -31,7 +31,8 @@ from bitseam.halves.client import LlavaTower, LlavaVision, half_from_llava, half
 from bitseam.halves.server import ServerHalf
 from bitseam.parties.checkpoint import Locate, load_pair
 from bitseam.parties.models import ClientModel, ServerModel
-from bitseam.parties.text import Prompter, TextBatch
+from bitseam.parties.prompts import Prompter
+from bitseam.parties.text import TextBatch
 
 
 class BitseamConfig(PreTrainedConfig):

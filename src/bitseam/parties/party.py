@@ -42,12 +42,13 @@ from bitseam.parties.checkpoint import (
 from bitseam.parties.device import choose_device
 from bitseam.parties.limits import session_limits
 from bitseam.parties.optimise import Stepper
+from bitseam.parties.prompts import Prompter
 from bitseam.parties.quota import Quotas
 from bitseam.parties.resume import own_part, resume_training, training_state
 from bitseam.parties.seam import MODALITIES, build_seam, terms
 from bitseam.parties.seat import Seat
 from bitseam.parties.tables import keep_tables, with_kept_tables, with_tables
-from bitseam.parties.text import Prompter, keep_dictionary, read_dictionary
+from bitseam.parties.text import keep_dictionary, read_dictionary
 from bitseam.quant import LevelProjection
 from bitseam.wire import messages_pb2 as pb
 
