@@ -1,6 +1,7 @@
 """Every error that Bitseam raises on purpose.
 
     BitseamError
+    |-- CheckError           several things are wrong, found before anything was begun
     |-- ConfigError          a recipe or an option: unknown key, value out of range
     |-- AssetError           fetching weights or data
     |   |-- NoNetworkError       the registry cannot be reached
@@ -28,6 +29,10 @@ The command line prints the message of any of them, without a traceback, and exi
 
 class BitseamError(Exception):
     """Base of all; its text names the file, field or side at fault and what to do."""
+
+
+class CheckError(BitseamError):
+    """Several things are wrong, found before anything was begun; each is one of the errors below."""
 
 
 class ConfigError(BitseamError):

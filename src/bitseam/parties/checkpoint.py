@@ -37,7 +37,7 @@ FRESH = "fresh"
 _METADATA = {"format": "pt"}
 _ELSEWHERE = ("vision.tower.", "language.model.", "embedding.")  # what model.safetensors does not hold
 _PARTIAL = ".partial-"  # what begins so is being written or removed
-_KEPT = 2  # the newest may be of a step that the other side does not have yet
+KEPT = 2  # the newest may be of a step that the other side does not have yet
 # What may change between a run and its continuation.
 _FREE = ("name", "network", "data.test", "data.cache_features", "out", "threads", "device")
 
@@ -259,7 +259,7 @@ def _written(
         raise ModelError(f"{side}: the checkpoint of step {identity.step} could not be written: {error}") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    for old in _checkpoints(side)[:-_KEPT]:
+    for old in _checkpoints(side)[:-KEPT]:
         _remove(old)
 
 

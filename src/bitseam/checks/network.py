@@ -1,0 +1,45 @@
+"""Certificates with their dates, and whether the other side can be reached."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Literal
+
+from cryptography import x509
+
+from bitseam import config
+from bitseam.errors import PeerGoneError
+from bitseam.transport import Tls, connect
+
+_SOON = timedelta(days=30)
+
+
+def own_certificates(network: config.Network, side: Literal["client", "server"]) -> Tls | None:
+    """The side's own files, None for plaintext. Raises TransportError that names what cannot be used."""
+    return Tls.from_folder(network.certificates, side) if network.certificates else None
+
+
+def valid_until(tls: Tls | None) -> str:
+    """A line that says until when the authority's and the side's own certificates hold."""
+    if tls is None:
+        return "none: this side speaks plaintext (network.certificates is empty)"
+    dates = {path: _end(path) for path in (tls.certificate, tls.authority)}
+    soon = any(date - datetime.now(UTC) < _SOON for date in dates.values())
+    listed = ", ".join(f"{path} until {date:%Y-%m-%d}" for path, date in dates.items())
+    return listed + ("; renew before it ends, `bitseam certs` makes a development set" if soon else "")
+
+
+def reach(network: config.Network, tls: Tls | None) -> str:
+    """A line that says whether a server answers. Raises TransportError where one does, but not as we trust it."""
+    exposed = network.plaintext_that_anyone_can_read_and_change
+    try:
+        channel = connect(network.address, tls, network.keepalive, exposed)
+    except PeerGoneError as error:
+        return f"no server runs there now: {error}"
+    channel.close()
+    return f"{channel.peer} answers"
+
+
+def _end(path: Path) -> datetime:
+    return x509.load_pem_x509_certificate(path.read_bytes()).not_valid_after_utc

@@ -1,0 +1,30 @@
+"""Folders and free space."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from torch import nn
+
+from bitseam.errors import ConfigError
+from bitseam.parties.checkpoint import KEPT
+
+_MOMENTS = 2  # of AdamW, each as large as the weights
+
+
+def checkpoint_bytes(model: nn.Module) -> int:
+    """About what one checkpoint of a half takes: what is trained with the optimiser's moments, and the buffers."""
+    trained = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
+    return (1 + _MOMENTS) * trained + sum(b.numel() * b.element_size() for b in model.buffers())
+
+
+def room_for_checkpoints(folder: Path, model: nn.Module) -> str:
+    """Raise ConfigError where the disk has no room for the checkpoints of a run; returns a line that says both sizes."""
+    needed = (KEPT + 1) * checkpoint_bytes(model)  # those that are kept, and the one being written
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    free = shutil.disk_usage(there).free
+    sizes = f"checkpoints take up to {needed / 1e6:,.1f} MB in {folder}, and {free / 1e6:,.1f} MB are free"
+    if free < needed:
+        raise ConfigError(f"out: {sizes}: make room there, or name a folder on another disk in `out`")
+    return sizes
