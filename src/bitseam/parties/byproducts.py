@@ -17,10 +17,13 @@ log = logging.getLogger(__name__)
 
 
 class Byproduct:
-    """A file that a run can do without. Its methods raise nothing that comes of the place it is written to."""
+    """A file that a run can do without. Its methods raise nothing that comes of the place it is written to.
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    loss: what it means for people that it is not written.
+    """
+
+    def __init__(self, path: Path, loss: str = "cannot be written; the run goes on without it") -> None:
+        self.path, self._loss = path, loss
         self._missed = 0
 
     @contextmanager
@@ -31,7 +34,7 @@ class Byproduct:
         except Exception as error:
             self._missed += 1
             if self._missed == 1:  # set before the warning, which may itself go to this file
-                log.warning("%s: cannot be written; the run goes on without it: %s", self.path, error)
+                log.warning("%s: %s: %s", self.path, self._loss, error)
         else:
             missed, self._missed = self._missed, 0
             if missed:
