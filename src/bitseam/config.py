@@ -229,7 +229,7 @@ class Recipe:
     train: Train
     network: Network = Network()
     out: str = ""  # folder of checkpoints and logs; runs/NAME by default
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0  # what TOML's integers hold
     threads: Annotated[int, Field(ge=0)] = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from torch import nn
 
 from bitseam.errors import ConfigError
-from bitseam.parties.checkpoint import KEPT
+from bitseam.parties.folders import KEPT
 
 _MOMENTS = 2  # of AdamW, each as large as the weights
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sys
 import time
@@ -17,14 +18,16 @@ from rich.console import Console
 from rich.table import Table
 
 from bitseam import config
-from bitseam.data.assets import cache_folder
+from bitseam.data.assets import cache_folder, require_cache
 from bitseam.data.batches import Batches
 from bitseam.data.features import Features, LiveFeatures, StoredFeatures
 from bitseam.data.images import open_image
 from bitseam.data.rows import Row, read_rows
 from bitseam.errors import ConfigError
 from bitseam.evals import evaluate, wilson
+from bitseam.parties.byproducts import Byproduct
 from bitseam.parties.checkpoint import Identity, Locate, build_client, held, load_client, newest
+from bitseam.parties.claim import claimed
 from bitseam.parties.client import ClientSession
 from bitseam.parties.device import choose_device
 from bitseam.parties.ledger import Ledger
@@ -32,10 +35,13 @@ from bitseam.parties.models import ClientModel
 from bitseam.parties.prompts import Prompter
 from bitseam.parties.runlog import peak_memory
 from bitseam.parties.seam import build_seam, terms
+from bitseam.parties.stopping import TERMINATED, told_by
 from bitseam.train import train
 from bitseam.transport import Tls, connect
 
+log = logging.getLogger(__name__)
 stdout = Console()
+_GRACE = 30.0  # seconds that the step under way may take until a signal ends the process all the same
 
 
 @dataclass
@@ -59,7 +65,7 @@ def open_party(recipe: config.Recipe, locate: Locate, checkpoint: Path | None, t
     model.to(choose_device(recipe.device))
     prompter = Prompter(recipe.text, locate)
     network = recipe.network
-    tls = Tls.from_folder(network.certificates, "client") if network.certificates else None
+    tls = Tls.from_folder(network.certificates, "client").require_current() if network.certificates else None
     exposed = network.plaintext_that_anyone_can_read_and_change
     dial = partial(connect, network.address, tls, network.keepalive, exposed)
     seam, patience = build_seam(recipe.seam), network.patience
@@ -72,13 +78,25 @@ def open_party(recipe: config.Recipe, locate: Locate, checkpoint: Path | None, t
 def run_training(recipe: config.Recipe, locate: Locate) -> None:
     """`bitseam train`: train, or go on where OUT/client ends; evaluate on the test file if there is one, and write
     OUT/client/summary.json."""
+    with claimed(recipe.folder, "client"):
+        _run_training(recipe, locate)
+
+
+def _run_training(recipe: config.Recipe, locate: Locate) -> None:
     held(recipe, "client")  # a folder of another recipe is told before anything else is loaded
+    if _stores_features(recipe):
+        require_cache("features")
     rows, tests = read_rows(recipe.data.train), read_rows(recipe.data.test) if recipe.data.test else []
     with open_party(recipe, locate, None, training=True) as party:
         features = _features(party, recipe, [*rows, *tests])
         batches = Batches(rows, features, party.prompter, recipe.train.batch, recipe.seed)
         start = time.perf_counter()
-        checkpoint = train(party.session, recipe, batches)
+        with told_by(TERMINATED, _GRACE) as told:
+            checkpoint = train(party.session, recipe, batches, told)
+        if party.session.reached < recipe.train.steps:
+            assert told.by is not None
+            log.warning("stopped by %s; both halves are in %s: the same command goes on", told.by.name, checkpoint)
+            sys.exit(128 + told.by)
         seconds = time.perf_counter() - start
         ledger, socket = party.session.ledger, party.session.socket_bytes()
         summary = {
@@ -98,7 +116,7 @@ def run_training(recipe: config.Recipe, locate: Locate) -> None:
         summary["parameters"] = sum(p.numel() for p in party.model.parameters())
     summary["peak_memory_bytes"] = peak_memory()
     summary["checkpoint"] = str(checkpoint)
-    (recipe.folder / "client" / "summary.json").write_text(json.dumps(summary, indent=1))
+    Byproduct(recipe.folder / "client" / "summary.json").replace(json.dumps(summary, indent=1))
     stdout.print(f"The client's half is in {checkpoint}; curves: tensorboard --logdir {recipe.folder}")
 
 
@@ -126,10 +144,9 @@ def run_question(
         for token in party.session.ask(features, text, max_new_tokens):
             ids += token
             answer = party.prompter.decode(ids)
-            sys.stdout.write(answer[len(shown) :])
-            sys.stdout.flush()
+            print(answer[len(shown) :], end="", flush=True)
             shown = answer
-        sys.stdout.write("\n")
+        print()
         codes = party.session.ledger.coded_bytes("Ask", "image")
         Console(stderr=True).print(
             f"the image went up as {codes:,} bytes of codes; its file has {os.path.getsize(image):,}"
@@ -157,8 +174,12 @@ def show_ledger(ledger: Ledger, socket: tuple[int, int] | None) -> None:
         )
 
 
+def _stores_features(recipe: config.Recipe) -> bool:
+    return recipe.data.cache_features and not recipe.client.tune_vision
+
+
 def _features(party: Party, recipe: config.Recipe, rows: list[Row]) -> Features:
-    if recipe.client.tune_vision or not recipe.data.cache_features:
+    if not _stores_features(recipe):
         return LiveFeatures(party.model.vision)
     settings = {
         name: value for name, value in asdict(recipe.client).items() if name not in ("rate", "connector_hidden")

@@ -12,6 +12,7 @@ import typer
 from rich.console import Console
 from rich.logging import RichHandler
 
+from bitseam.cli import streams
 from bitseam.errors import BitseamError, ConfigError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
@@ -23,10 +24,13 @@ Set = Annotated[
 Plan = Annotated[Path | None, typer.Option(help="A plan.toml of `bitseam plan`, laid over the recipe.")]
 Checkpoint = Annotated[Path | None, typer.Option(help="A checkpoint folder of this side, instead of fresh weights.")]
 stdout = Console()
+_KEPT = (["train"], ["demo"])  # what these print is in a file, too
 
 
 def main() -> None:
     """Entry point: errors of ours are one line on stderr and exit status 1."""
+    streams.take_over()
+    logging.raiseExceptions = False  # a record that cannot be shown is no reason for a traceback in its place
     logging.basicConfig(
         level=logging.INFO, format="%(message)s", handlers=[RichHandler(console=Console(stderr=True), show_path=False)]
     )
@@ -37,8 +41,18 @@ def main() -> None:
     except BitseamError as error:
         Console(stderr=True).print(f"[bold red]error:[/] {error}", highlight=False, soft_wrap=True)
         sys.exit(1)
+    except OSError as error:
+        if error.filename is None:
+            raise
+        Console(stderr=True).print(f"error: {error.filename}: {error.strerror}", highlight=False, markup=False)
+        sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)
+    finally:
+        if (lost := streams.lost_output()) is not None:
+            Console(stderr=True).print(f"standard output cannot be written: {lost.strerror}", highlight=False)
+            if sys.argv[1:2] not in _KEPT:
+                sys.exit(1)
 
 
 @app.command()
@@ -93,7 +107,7 @@ def questions(
     folder: Annotated[Path, typer.Argument(help="Where to write train.jsonl, test.jsonl and their images.")],
     train: Annotated[int, typer.Option(min=1, help="Training photographs, and half as many mosaics.")] = 5000,
     test: Annotated[int, typer.Option(min=1, help="Test photographs, and as many mosaics.")] = 1000,
-    seed: int = 0,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
 ) -> None:
     """Compose the demo's questions about CIFAR-10 photographs."""
     from bitseam.data.assets import fetch
@@ -206,15 +220,16 @@ def demo(
 
 def locate(name: str) -> str:
     """A checkpoint's name in a recipe -> the folder of an asset of that name, or the name itself."""
-    from bitseam.data.assets import catalogue, path_of
+    from bitseam.data.assets import ENTRIES, path_of
 
-    return str(path_of(name)) if name in {asset.name for asset in catalogue()} else name
+    return str(path_of(name)) if name in ENTRIES else name
 
 
 def _load(path: Path, pairs: list[str] | None, plan: Path | None = None) -> Any:
     import tomllib
 
     from bitseam.config import load_recipe
+    from bitseam.transport import split_address
 
     overrides = {}
     for pair in pairs or []:
@@ -226,6 +241,9 @@ def _load(path: Path, pairs: list[str] | None, plan: Path | None = None) -> Any:
         except tomllib.TOMLDecodeError:
             overrides[key] = value  # plain text needs no quotes
     recipe = load_recipe(path, overrides, plan)
+    split_address(recipe.network.address)
+    if recipe.network.metrics:
+        split_address(recipe.network.metrics, "network.metrics")
     if recipe.threads:
         # Before torch starts its pool; OpenMP reads it once.
         os.environ["OMP_NUM_THREADS"] = str(recipe.threads)

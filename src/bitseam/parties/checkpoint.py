@@ -14,9 +14,6 @@ What was not tuned is named in the recipe inside config.json and read from where
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -31,13 +28,12 @@ from bitseam import config
 from bitseam.errors import ConfigError, ModelError
 from bitseam.halves.client import load_client_half
 from bitseam.halves.server import load_server_half
+from bitseam.parties.folders import name_of, whole_checkpoints, written
 from bitseam.parties.models import ClientModel, ServerModel
 
 FRESH = "fresh"
 _METADATA = {"format": "pt"}
 _ELSEWHERE = ("vision.tower.", "language.model.", "embedding.")  # what model.safetensors does not hold
-_PARTIAL = ".partial-"  # what begins so is being written or removed
-KEPT = 2  # the newest may be of a step that the other side does not have yet
 # What may change between a run and its continuation.
 _FREE = ("name", "network", "data.test", "data.cache_features", "out", "threads", "device")
 
@@ -188,7 +184,7 @@ def read_config(folder: Path) -> tuple[config.Recipe, Identity]:
 
 def newest(out: Path, side: Side) -> Path:
     """The newest checkpoint of a side below `out`."""
-    found = _checkpoints(out / side)
+    found = whole_checkpoints(out / side)
     if not found:
         raise ModelError(f"{out / side}: no checkpoint there; train first")
     return found[-1]
@@ -196,7 +192,7 @@ def newest(out: Path, side: Side) -> Path:
 
 def folder_of(out: Path, side: Side, step: int) -> Path:
     """Where the checkpoint of a step lies."""
-    return out / side / f"step-{step:06d}"
+    return out / side / name_of(step)
 
 
 def held(recipe: config.Recipe, side: Side) -> tuple[str, list[int]]:
@@ -204,7 +200,7 @@ def held(recipe: config.Recipe, side: Side) -> tuple[str, list[int]]:
 
     Raises ConfigError, with every difference named, where it is the run of another recipe.
     """
-    found = _checkpoints(recipe.folder / side)
+    found = whole_checkpoints(recipe.folder / side)
     if not found:
         return "", []
     theirs, identity = read_config(found[-1])
@@ -229,52 +225,17 @@ def _flat(value: Any, key: str = "") -> dict[str, Any]:
     return {k: v for name, part in value.items() for k, v in _flat(part, f"{key}.{name}" if key else name).items()}
 
 
-def _checkpoints(side: Path) -> list[Path]:
-    """Oldest first."""
-    return sorted(side.glob("step-*"), key=lambda path: int(path.name.removeprefix("step-")))
-
-
 @contextmanager
 def _written(
     side: Path, identity: Identity, recipe: config.Recipe, training: Mapping[str, Tensor] | None
 ) -> Iterator[Path]:
-    """A folder that takes its name once everything in it is on the disk; older ones then go."""
-    side.mkdir(parents=True, exist_ok=True)
-    for left in side.glob(f"{_PARTIAL}*"):  # by a process that was killed
-        shutil.rmtree(left)
-    partial = Path(tempfile.mkdtemp(prefix=_PARTIAL, dir=side))
-    try:
+    """The folder of a checkpoint, in which everything but the weights is written for the caller."""
+    with written(side, identity.step) as folder:
         whole = {"model_type": f"bitseam-{side.name}", "identity": asdict(identity), "recipe": asdict(recipe)}
-        (partial / "config.json").write_text(json.dumps(whole, indent=2))
-        yield partial
+        (folder / "config.json").write_text(json.dumps(whole, indent=2))
+        yield folder
         if training is not None:
-            save_file({name: value.contiguous() for name, value in training.items()}, partial / "training.safetensors")
-        for path in [*partial.rglob("*"), partial]:
-            _sync(path)
-        final = side / folder_of(side, "client", identity.step).name
-        _remove(final)
-        os.replace(partial, final)
-        _sync(side)
-    except OSError as error:
-        raise ModelError(f"{side}: the checkpoint of step {identity.step} could not be written: {error}") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    for old in _checkpoints(side)[:-KEPT]:
-        _remove(old)
-
-
-def _remove(folder: Path) -> None:
-    """A folder that is only half there, where we are killed at it, must not bear a checkpoint's name."""
-    if folder.exists():
-        shutil.rmtree(folder.rename(folder.parent / f"{_PARTIAL}{folder.name}"))
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+            save_file({name: value.contiguous() for name, value in training.items()}, folder / "training.safetensors")
 
 
 def _own_state(model: nn.Module) -> dict[str, Tensor]:

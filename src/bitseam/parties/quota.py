@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import threading
 import time
 from collections import Counter
@@ -17,9 +16,8 @@ from pydantic import ConfigDict, Field, TypeAdapter
 from pydantic.dataclasses import dataclass
 
 from bitseam.errors import ConfigError, QuotaError
+from bitseam.parties.byproducts import Byproduct
 from bitseam.transport import Quota
-
-log = logging.getLogger(__name__)
 
 _SAVE_EVERY = 1.0  # seconds between writes, so that they cost nothing; a killed server forgets no more than that
 
@@ -42,7 +40,8 @@ class Quotas:
     """
 
     def __init__(self, limits: Callable[[str], Quota] = lambda name: Quota(), path: Path | None = None) -> None:
-        self._limits, self._path = limits, path
+        self._limits = limits
+        self._file = None if path is None else Byproduct(path, "what clients have used is not kept")
         self._used: dict[str, Used] = {}
         self._sessions: dict[str, Counter[object]] = {}
         self._lock = threading.Lock()
@@ -103,12 +102,5 @@ class Quotas:
 
     def _save(self) -> None:
         self._saved = time.monotonic()
-        if self._path is None:
-            return
-        written = self._path.with_suffix(".new")
-        try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            written.write_text(json.dumps({name: asdict(used) for name, used in self._used.items()}, indent=1))
-            written.replace(self._path)
-        except OSError as error:  # no reason to end anybody's session
-            log.error("%s: what clients have used is not kept: %s", self._path, error)
+        if self._file is not None:  # where that fails, it is no reason to end anybody's session
+            self._file.replace(json.dumps({name: asdict(used) for name, used in self._used.items()}, indent=1))

@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import io
 import json
+import logging
+import os
 import resource
+import socket
 import sys
-from contextlib import ExitStack
+import time
 from pathlib import Path
-from typing import Any, Literal, TextIO
+from typing import Any, Literal
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from torch.utils.tensorboard import SummaryWriter
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.summary.writer.record_writer import RecordWriter
+
+from bitseam.parties.byproducts import Byproduct
+
+log = logging.getLogger(__name__)
 
 
 def peak_memory() -> int:
@@ -23,14 +33,14 @@ def peak_memory() -> int:
 class RunLog:
     """Writes OUT/SIDE/log.jsonl and OUT/SIDE/tensorboard, and shows a bar. Use as a context manager.
 
-    Nothing is opened before the first step: a server that only answers leaves the log of its training alone.
+    All three are by-products: see `bitseam.parties.byproducts`. Nothing is opened before the first step: a server that
+    only answers leaves the log of its training alone.
     """
 
     def __init__(self, out: Path, side: Literal["client", "server"], steps: int) -> None:
-        self._folder = out / side
-        self._open = ExitStack()
-        self._file: TextIO | None = None
-        self._last = 0
+        self._lines = Byproduct(out / side / "log.jsonl")
+        self._curves = Curves(out / side / "tensorboard")
+        self._last: int | None = None
         self._bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -46,35 +56,76 @@ class RunLog:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._open.close()
+        self._bar.stop()
 
     def step(self, step: int, row: dict[str, Any]) -> None:
         """One optimiser step; numbers in `row` become curves."""
-        if self._file is None or step <= self._last:
+        if self._last is None or step <= self._last:
             self._begin(step)
-        assert self._file is not None
         self._last = step
-        self._file.write(json.dumps({"step": step, **row}) + "\n")
-        for name, value in row.items():
-            if isinstance(value, int | float):
-                self._curves.add_scalar(name, value, step)
+        self._lines.append_line(json.dumps({"step": step, **row}))
+        self._curves.add(step, {name: value for name, value in row.items() if isinstance(value, int | float)})
         self._bar.update(self._task, completed=step, loss=row["loss"])
 
     def _begin(self, step: int) -> None:
-        """Open the files for what follows, with what a run had logged before `step` where it goes on."""
-        self._open.close()
-        self._folder.mkdir(parents=True, exist_ok=True)
-        path = self._folder / "log.jsonl"
-        before = _rows_before(path, step)
-        self._file = self._open.enter_context(path.open("w", encoding="utf-8", buffering=1))
-        self._file.writelines(before)
-        curves = str(self._folder / "tensorboard")
-        self._curves = self._open.enter_context(SummaryWriter(curves, purge_step=step if before else None))
-        self._open.enter_context(self._bar)
+        """Go on after what a run had logged before `step`; what it logged from there on is taken again."""
+        with self._lines.attempt():
+            lines, before = _rows_before(self._lines.path, step)
+            if lines != before:
+                self._lines.replace("".join(before))
+            if before:
+                self._curves.go_back(step)
+        self._bar.start()
 
 
-def _rows_before(path: Path, step: int) -> list[str]:
-    """What a run that goes on from an earlier step had logged until then; a killed one may have left half a line."""
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
-    whole = [line for line in lines if line.endswith("\n")]
-    return [line for line in whole if json.loads(line)["step"] < step]
+class Curves:
+    """One file of events below a folder, as TensorBoard reads them.
+
+    TensorBoard's own writer has a thread that dies for good of the first error; here each step's record is written
+    whole or not at all.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        name = f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}.0"
+        self._file = Byproduct(folder / name)
+
+    def add(self, step: int, values: dict[str, float]) -> None:
+        """One point of each curve."""
+        summary = Summary(value=[Summary.Value(tag=name, simple_value=value) for name, value in values.items()])
+        self._write(Event(step=step, summary=summary))
+
+    def go_back(self, step: int) -> None:
+        """What was told of `step` and later does not count any more."""
+        self._write(Event(step=step, session_log=SessionLog(status=SessionLog.START)))
+
+    def _write(self, event: Event) -> None:
+        event.wall_time = now = time.time()
+        self._file.append(_record(event), head=_record(Event(wall_time=now, file_version="brain.Event:2")))
+
+
+def _record(event: Event) -> bytes:
+    record = io.BytesIO()
+    RecordWriter(record).write(event.SerializeToString())
+    return record.getvalue()
+
+
+def _rows_before(path: Path, step: int) -> tuple[list[str], list[str]]:
+    """All lines of a log, and those of the run that goes on from an earlier step; lines that are no rows are left out.
+
+    A killed process may have left half a line, and two that shared a folder even stranger ones.
+    """
+    if not path.exists():
+        return [], []
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+    kept = [line for line in lines if line.endswith("\n") and (number := _step_of(line)) is not None and number < step]
+    if strange := sum(_step_of(line) is None for line in lines):
+        log.warning("%s: %d lines that are no rows of a log are left out", path, strange)
+    return lines, kept
+
+
+def _step_of(line: str) -> int | None:
+    try:
+        step = json.loads(line)["step"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
+    return step if isinstance(step, int) else None

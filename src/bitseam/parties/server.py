@@ -45,13 +45,13 @@ _WEIGHTS = codec_from_config({"id": "fp32"})  # of client halves that are averag
 class ServerSession:
     """Serves one channel until the client says goodbye.
 
-    id: 8 hex digits, for logs. client: its name. purpose: "train" or "ask", "" until it says hello. since: seconds
-    since 1970.
+    id: 8 hex digits, for logs. client: its name. purpose: "train" or "ask", "" until it says hello.
     """
 
     def __init__(self, party: ServerParty, channel: Channel) -> None:
         self.ledger = Ledger(party.seam.codec_ids(), party.seam.width)
-        self.id, self.client, self.purpose, self.since = secrets.token_hex(4), channel.name, "", time.time()
+        self.id, self.client, self.purpose = secrets.token_hex(4), channel.name, ""
+        self._began = time.monotonic()
         self.training = False
         self.watch = Stopwatch()
         self._party = party
@@ -61,6 +61,11 @@ class ServerSession:
         self._seat: Seat | None = None
         self._stay = ExitStack()  # among its client's sessions
         self._charged = 0  # bytes of the ledger that are in its client's quota
+
+    @property
+    def since(self) -> float:
+        """When it began, seconds since 1970 by the clock as it goes now, which may have been set since."""
+        return time.time() - (time.monotonic() - self._began)
 
     @property
     def step(self) -> int:
@@ -252,7 +257,7 @@ class ServerSession:
             loss.backward()
         answer_tokens = int(text.answers.sum())
         with watch("encode"):
-            self._generator.manual_seed((party.recipe.seed << 40) + (message.step << 16) + message.micro)
+            self._generator.manual_seed(seed_of(party.recipe.seed, message.step, message.micro))
             seat.answer = pb.Backward(
                 step=message.step,
                 micro=message.micro,
@@ -295,6 +300,14 @@ class ServerSession:
         party.model.eval()
         streamer = _TokenStreamer(self._peer)
         party.model.generate(text, image, prompt, message.max_new_tokens, party.prompter.end, streamer)
+
+
+def seed_of(seed: int, step: int, micro: int) -> int:
+    """The seed of one micro-batch's gradient codes, of 64 bits, whatever the recipe's."""
+    place = (seed << 40) + (step << 16) + micro
+    if place < 2**64:
+        return place
+    return int.from_bytes(blake2b(str(place).encode(), digest_size=8).digest(), "big")
 
 
 def digest(message: pb.Forward) -> bytes:

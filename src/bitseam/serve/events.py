@@ -9,6 +9,7 @@ from pathlib import Path
 
 from pythonjsonlogger.json import JsonFormatter
 
+from bitseam.parties.byproducts import Byproduct
 from bitseam.parties.server import current_session
 
 
@@ -22,11 +23,21 @@ class _AboutSession(logging.Filter):
         return True
 
 
+class _Lines(logging.Handler):
+    """Appends each record as a line."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self._file = Byproduct(path)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._file.append_line(self.format(record))
+
+
 @contextmanager
 def event_log(path: Path) -> Iterator[None]:
     """Append what Bitseam logs to a file while the context lasts."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handler = logging.FileHandler(path, encoding="utf-8")
+    handler = _Lines(path)
     names = {"asctime": "time", "levelname": "level", "name": "logger"}
     handler.setFormatter(JsonFormatter("{asctime}{levelname}{name}{message}", style="{", rename_fields=names))
     handler.addFilter(_AboutSession())

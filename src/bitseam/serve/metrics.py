@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
-from pathlib import Path
 from time import time
 from wsgiref.simple_server import WSGIServer
 
@@ -22,7 +20,7 @@ from prometheus_client.registry import Collector
 from bitseam.errors import TransportError
 from bitseam.parties.party import ServerParty, StepReport
 from bitseam.serve.sessions import Sessions
-from bitseam.transport import split_address
+from bitseam.transport import join_address, split_address
 
 _SECONDS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30)
 
@@ -77,18 +75,16 @@ class Metrics(Collector):
         self._took.labels(kind).observe(took)
 
 
-def publish(metrics: Metrics, address: str, note: Path) -> WSGIServer:
-    """Serve them over HTTP at `address`, port 0 for a free one, which `note` then says.
+def publish(metrics: Metrics, address: str) -> tuple[WSGIServer, str]:
+    """Serve them over HTTP at `address`, port 0 for a free one -> server, and where they are.
 
     There is neither TLS nor a password: whoever reaches the address reads clients' names and how much they send.
     Raises TransportError for an address that cannot be used.
     """
-    host, port = split_address(address)
+    host, port = split_address(address, "network.metrics")
     host = "127.0.0.1" if host == "localhost" else host
     try:
         server, _ = start_http_server(port, host, metrics.registry)
     except OSError as error:
         raise TransportError(f"network.metrics {address}: cannot listen there: {error}") from error
-    note.parent.mkdir(parents=True, exist_ok=True)
-    note.write_text(json.dumps({"metrics": f"http://{host}:{server.server_port}/metrics"}))
-    return server
+    return server, f"http://{join_address(host, server.server_port)}/metrics"

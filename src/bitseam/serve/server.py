@@ -5,17 +5,19 @@ from __future__ import annotations
 import json
 import logging
 import signal
-import threading
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from bitseam import config
+from bitseam.parties.byproducts import Byproduct
 from bitseam.parties.checkpoint import Locate
+from bitseam.parties.claim import claimed
 from bitseam.parties.party import ServerParty, StepReport
 from bitseam.parties.quota import Quotas
 from bitseam.parties.runlog import RunLog, peak_memory
+from bitseam.parties.stopping import TERMINATED, told_by
 from bitseam.serve.events import event_log
 from bitseam.serve.metrics import Metrics, publish
 from bitseam.serve.sessions import Sessions
@@ -24,32 +26,37 @@ from bitseam.transport import Admission, Listener, Tls
 log = logging.getLogger(__name__)
 
 _SESSIONS = 32
+_NOTED = 5.0  # seconds between looks at whether the note of where the metrics are is there
 _GRACE = 30.0  # seconds that a client which trains is given to end its step and have both halves written
 
 
 def serve(recipe: config.Recipe, locate: Locate, checkpoint: Path | None = None) -> None:
-    """Serve until SIGTERM or SIGINT; a step under way is then ended and checkpointed on both sides.
+    """Serve until SIGTERM, SIGINT or SIGHUP; a step under way is then ended and checkpointed on both sides.
 
     Goes on where the recipe's folder ends, or begins anew. checkpoint: a folder to answer from instead. A client that
-    goes away or misbehaves ends its own session alone.
+    goes away or misbehaves ends its own session alone. Raises ConfigError where another server has the folder, or where
+    it cannot be written.
     """
-    network = recipe.network
-    tls = Tls.from_folder(network.certificates, "server") if network.certificates else None
+    with claimed(recipe.folder, "server", needed=checkpoint is None):
+        _serve(recipe, locate, checkpoint)
+
+
+def _serve(recipe: config.Recipe, locate: Locate, checkpoint: Path | None) -> None:
+    network, folder = recipe.network, recipe.folder / "server"
+    tls = Tls.from_folder(network.certificates, "server").require_current() if network.certificates else None
     admission = None
     if tls is not None:  # a list with a fault in it is told before anything else is loaded
         allow_list = Path(network.allow_list) if network.allow_list else None
         admission = Admission(tls.authority, tls.revocations, allow_list)
     party = ServerParty(recipe, locate, checkpoint)
     if admission is not None:
-        party.quotas = Quotas(admission.quota, recipe.folder / "server" / "quota.json")
-    told = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: told.set())
+        party.quotas = Quotas(admission.quota, folder / "quota.json")
     sessions = Sessions(party)
     metrics = Metrics(party, sessions)
     with ExitStack() as stack:
+        told = stack.enter_context(told_by((*TERMINATED, signal.SIGINT)))
         bar = stack.enter_context(RunLog(recipe.folder, "server", recipe.train.steps * recipe.train.clients))
-        stack.enter_context(event_log(recipe.folder / "server" / "events.jsonl"))
+        stack.enter_context(event_log(folder / "events.jsonl"))
 
         def on_step(report: StepReport) -> None:
             bar.step(report.step, _row(report))
@@ -58,12 +65,19 @@ def serve(recipe: config.Recipe, locate: Locate, checkpoint: Path | None = None)
         party.on_step = on_step
         exposed = network.plaintext_that_anyone_can_read_and_change
         listener = Listener(network.address, sessions, tls, _SESSIONS, network.keepalive, admission, exposed)
+        note, text = Byproduct(folder / "metrics.json"), ""
         if network.metrics:
-            stack.callback(publish(metrics, network.metrics, recipe.folder / "server" / "metrics.json").shutdown)
+            http, url = publish(metrics, network.metrics)
+            stack.callback(http.shutdown)
+            text = json.dumps({"metrics": url})
         listener.start()
         log.info("listening on %s; the language half is at step %d", network.address, party.step)
         try:
-            told.wait()
+            while True:
+                if text and not _holds(note.path, text):
+                    note.replace(text)
+                if told.wait(_NOTED):
+                    break
             log.info("stopping")
             listener.leave()
             party.stopping.set()
@@ -72,9 +86,14 @@ def serve(recipe: config.Recipe, locate: Locate, checkpoint: Path | None = None)
             listener.stop(grace=2)
     parameters = sum(p.numel() for p in party.model.parameters())
     summary = {"step": party.step, "parameters": parameters, "peak_memory_bytes": peak_memory()}
-    summary_path = recipe.folder / "server" / "summary.json"
-    summary_path.parent.mkdir(parents=True, exist_ok=True)
-    summary_path.write_text(json.dumps(summary))
+    Byproduct(folder / "summary.json").replace(json.dumps(summary))
+
+
+def _holds(path: Path, text: str) -> bool:
+    try:
+        return path.read_text(encoding="utf-8") == text
+    except (OSError, ValueError):
+        return False
 
 
 def _row(report: StepReport) -> dict[str, Any]:

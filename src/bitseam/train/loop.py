@@ -33,8 +33,12 @@ log = logging.getLogger(__name__)
 Batches = Callable[[int], tuple[Tensor, TextBatch]]  # number of a micro-batch -> features (I, M, Dv), text
 
 
-def train(session: ClientSession, recipe: config.Recipe, batches: Batches) -> Path:
+def train(
+    session: ClientSession, recipe: config.Recipe, batches: Batches, told: Callable[[], bool] = lambda: False
+) -> Path:
     """Train from the step that the session stands at to `recipe.train.steps`; returns the client's last checkpoint.
+
+    told: whether to stop after the step under way, with both halves written.
 
     Both halves are checkpointed below `recipe.folder`: as calibrated, every so many steps, and at the end. Where the
     server comes back at an earlier step, so does the client. Raises NonFiniteError, PeerGoneError, RefusedError and
@@ -51,9 +55,12 @@ def train(session: ClientSession, recipe: config.Recipe, batches: Batches) -> Pa
                     progress.step(step, _step(session, recipe, stepper, batches, step))
                     if plan.sharing == "averaged" and step % plan.round == 0:
                         session.average(step)
-                    if step % plan.checkpoint_every == 0 or step == plan.steps or session.stopping:
+                    stop = told()
+                    if step % plan.checkpoint_every == 0 or step == plan.steps or session.stopping or stop:
                         write_checkpoints(session, recipe, stepper)
-                return folder_of(recipe.folder, "client", plan.steps)
+                    if stop:
+                        break
+                return folder_of(recipe.folder, "client", session.reached)
             except SessionLostError as error:
                 log.warning("%s", error)
             except BitseamError as error:

@@ -9,9 +9,12 @@ FOLDER/crl.pem                  the certificates that the authority has revoked 
 from __future__ import annotations
 
 import ipaddress
+import json
 import os
 import re
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -27,7 +30,8 @@ from cryptography.hazmat.primitives.serialization import (
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from bitseam.errors import TransportError
-from bitseam.transport.certs import common_name, fingerprint, require_private
+from bitseam.transport.address import host_name
+from bitseam.transport.certs import common_name, fingerprint, read_certificates, require_private
 
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")  # a subject's common name has 64 characters at most (RFC 5280, A.1)
 _TAKEN = ("ca", "crl", "server")
@@ -42,7 +46,9 @@ def make_certificates(
     """Write an authority, a server's pair for `hosts` and a pair for each client. Keys are readable by the owner alone,
     and so is the folder where it is new.
 
-    Raises TransportError where a file is there already: a certificate in use is never replaced by accident.
+    hosts: names, IP addresses, or names with * for their first label. Raises TransportError where a file is there
+    already: a certificate in use is never replaced by accident; and for names that cannot be, before anything is
+    written.
     """
     if len(set(clients)) != len(clients):
         raise TransportError(f"clients: {', '.join(clients)}: each needs a name of its own")
@@ -51,8 +57,7 @@ def make_certificates(
         _require_name(client)
     for pair in ("ca", "server", *clients):
         _require_absent(folder, pair)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    folder.mkdir(mode=0o700, exist_ok=True)
+    alternatives = [_host(host) for host in hosts]
     # A name of its own for each authority, so that two of them are told apart in errors.
     name = _name(f"Bitseam development authority {x509.random_serial_number():x}"[:64])
     key = ec.generate_private_key(ec.SECP256R1())
@@ -62,10 +67,10 @@ def make_certificates(
         .add_extension(_usage(authority=True), critical=True)
         .sign(key, hashes.SHA256())
     )
-    _write(folder, "ca", certificate, key)
-    _sign(folder, "server", certificate, key, days, hosts)
+    files = _files("ca", certificate, key) | _sign("server", certificate, key, days, alternatives)
     for client in clients:
-        _sign(folder, client, certificate, key, days)
+        files |= _sign(client, certificate, key, days)
+    _write(folder, files)
 
 
 def add_client(folder: str | Path, name: str, days: int = 365) -> None:
@@ -75,7 +80,7 @@ def add_client(folder: str | Path, name: str, days: int = 365) -> None:
     """
     _require_name(name)
     _require_absent(Path(folder), name)
-    _sign(Path(folder), name, *_authority(Path(folder)), days)
+    _write(Path(folder), _sign(name, *_authority(Path(folder)), days))
 
 
 def revoke(folder: str | Path, name: str) -> Path:
@@ -89,7 +94,7 @@ def revoke(folder: str | Path, name: str) -> Path:
     if certificate.issuer != authority.subject or certificate == authority:
         raise TransportError(f"{folder / name}.pem: {folder / 'ca.pem'} has not signed it, and cannot revoke it")
     path, now = folder / "crl.pem", datetime.now(UTC)
-    before = x509.load_pem_x509_crl(path.read_bytes()) if path.exists() else None
+    before = _revocations(path)
     revoked = list(before) if before is not None else []
     if all(entry.serial_number != certificate.serial_number for entry in revoked):
         fresh = x509.RevokedCertificateBuilder().serial_number(certificate.serial_number).revocation_date(now)
@@ -105,9 +110,7 @@ def revoke(folder: str | Path, name: str) -> Path:
     )
     for entry in revoked:
         builder = builder.add_revoked_certificate(entry)
-    written = folder / "crl.pem.new"
-    written.write_bytes(builder.sign(key, hashes.SHA256()).public_bytes(Encoding.PEM))
-    written.replace(path)  # a server may be reading
+    _write(folder, {path.name: builder.sign(key, hashes.SHA256()).public_bytes(Encoding.PEM)})
     return path
 
 
@@ -118,19 +121,19 @@ def allow_list(folder: str | Path) -> str:
     for path in sorted(Path(folder).glob("*.pem")):
         if path.stem not in _TAKEN and (certificate := _load(path)).issuer == authority.subject:
             shown = certificate.public_bytes(Encoding.DER)
-            entries.append(f'[[client]]\nname = "{common_name(shown)}"\nfingerprint = "{fingerprint(shown)}"\n')
+            name = json.dumps(common_name(shown)).replace("\x7f", "\\u007f")  # which is a string of TOML, too
+            entries.append(f'[[client]]\nname = {name}\nfingerprint = "{fingerprint(shown)}"\n')
     return "\n".join(entries)
 
 
 def _sign(
-    folder: Path,
     name: str,
     authority: x509.Certificate,
     authority_key: ec.EllipticCurvePrivateKey,
     days: int,
-    hosts: Sequence[str] = (),
-) -> None:
-    """Write a pair for a client, or for a server where there are `hosts`."""
+    hosts: Sequence[x509.GeneralName] = (),
+) -> dict[str, bytes]:
+    """The files of a pair for a client, or for a server where there are `hosts`."""
     key = ec.generate_private_key(ec.SECP256R1())
     purpose = ExtendedKeyUsageOID.SERVER_AUTH if hosts else ExtendedKeyUsageOID.CLIENT_AUTH
     builder = (
@@ -141,8 +144,8 @@ def _sign(
         .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(authority_key.public_key()), critical=False)
     )
     if hosts:
-        builder = builder.add_extension(x509.SubjectAlternativeName([_host(h) for h in hosts]), critical=False)
-    _write(folder, name, builder.sign(authority_key, hashes.SHA256()), key)
+        builder = builder.add_extension(x509.SubjectAlternativeName(hosts), critical=False)
+    return _files(name, builder.sign(authority_key, hashes.SHA256()), key)
 
 
 def _authority(folder: Path) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey]:
@@ -160,12 +163,16 @@ def _authority(folder: Path) -> tuple[x509.Certificate, ec.EllipticCurvePrivateK
 
 
 def _load(path: Path) -> x509.Certificate:
+    return read_certificates(path)[0]
+
+
+def _revocations(path: Path) -> x509.CertificateRevocationList | None:
     try:
-        return x509.load_pem_x509_certificate(path.read_bytes())
-    except OSError as error:
-        raise TransportError(f"{path}: {error.strerror}; `bitseam certs FOLDER` makes an authority") from error
-    except ValueError as error:
-        raise TransportError(f"{path}: not a certificate in PEM form: {error}") from error
+        return x509.load_pem_x509_crl(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise TransportError(f"{path}: not a list of revoked certificates in PEM form: {error}") from error
 
 
 def _require_name(name: str) -> None:
@@ -218,15 +225,46 @@ def _name(common: str) -> x509.Name:
 
 
 def _host(host: str) -> x509.GeneralName:
+    wildcard = host.startswith("*.")
     try:
-        return x509.IPAddress(ipaddress.ip_address(host))
-    except ValueError:
-        return x509.DNSName(host)
+        name = host_name(host.removeprefix("*.").strip("[]")).removesuffix(".")
+        with suppress(ValueError):
+            address = ipaddress.ip_address(name)
+            if not wildcard:
+                return x509.IPAddress(address)
+        if wildcard and "." not in name.rstrip("0123456789."):
+            raise ValueError("* stands for the first label of a name such as *.example.org")
+        return x509.DNSName(f"*.{name}" if wildcard else name)
+    except ValueError as error:
+        raise TransportError(f"host {host!r}: write a name or an IP address, without a port: {error}") from error
 
 
-def _write(folder: Path, name: str, certificate: x509.Certificate, key: ec.EllipticCurvePrivateKey) -> None:
-    (folder / f"{name}.pem").write_bytes(certificate.public_bytes(Encoding.PEM))
-    secret = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-    handle = os.open(folder / f"{name}.key", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(handle, "wb") as file:
-        file.write(secret)
+def _files(name: str, certificate: x509.Certificate, key: ec.EllipticCurvePrivateKey) -> dict[str, bytes]:
+    return {
+        f"{name}.pem": certificate.public_bytes(Encoding.PEM),
+        f"{name}.key": key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()),
+    }
+
+
+def _write(folder: Path, files: Mapping[str, bytes]) -> None:
+    """All of the files, or none where the disk has no room for one; keys for the owner alone.
+
+    Raises TransportError that names the folder.
+    """
+    there = folder.exists()
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".new-", dir=folder) as new:
+            for name, content in files.items():
+                mode = 0o600 if name.endswith(".key") else 0o644
+                handle = os.open(Path(new, name), os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+                with os.fdopen(handle, "wb") as file:
+                    file.write(content)
+            for name in files:
+                Path(new, name).replace(folder / name)  # whole: a server may be reading
+    except OSError as error:
+        if not there:
+            with suppress(OSError):
+                folder.rmdir()
+        raise TransportError(f"{folder}: cannot be written: {error.strerror or error}") from error

@@ -17,6 +17,7 @@ import platform
 import re
 import threading
 import time
+from contextlib import suppress
 from typing import TextIO
 
 log = logging.getLogger(__name__)
@@ -57,7 +58,8 @@ def _read(lines: TextIO) -> None:
     told: dict[str, tuple[float, int]] = {}  # reason -> when it was last told, how often it came since
     for line in lines:
         if (failed := _FAILED.search(line)) is None:
-            os.write(2, line.encode())
+            with suppress(OSError):  # nobody reads it any more
+                os.write(2, line.encode())
             continue
         reason, now = _reason(failed[1]), time.monotonic()
         last, since = told.get(reason, (now - _QUIET, 0))

@@ -22,6 +22,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_fixed
 
 from bitseam.errors import AddressInUseError, BitseamError, LimitError, PeerGoneError, TransportError, UntrustedError
+from bitseam.transport.address import join_address, split_address
 from bitseam.transport.allow import Admission
 from bitseam.transport.certs import Tls, common_name, describe
 from bitseam.transport.channel import Channel, Inbox
@@ -129,6 +130,9 @@ def connect(address: str, tls: Tls | None, keepalive: float = KEEPALIVE, exposed
     `socket_bytes` counts the session's connection, not the short one that tries the server.
     """
     host, port = split_address(address)
+    if not port:
+        raise TransportError(f"network.address {address!r}: write the server's port; 0 is for a server that takes any")
+    address = join_address(host, port)
     _require_tls(host, tls, exposed)
     certificate_seen = _reach(host, port, tls)
     peer = f"server {describe(certificate_seen)} at {address}" if certificate_seen else f"server at {address}"
@@ -195,6 +199,7 @@ class Listener:
         exposed: bool = False,
     ) -> None:
         host, port = split_address(address)
+        address = join_address(host, port)
         _require_tls(host, tls, exposed)
         _require_free(host, port)
         self._handler, self._plaintext = handler, tls is None
@@ -321,14 +326,6 @@ def _server_options(max_sessions: int) -> list[tuple[str, int]]:
     ]
 
 
-def split_address(address: str) -> tuple[str, int]:
-    """ "host:port" -> host, port. Raises TransportError for another form."""
-    host, colon, port = address.rpartition(":")
-    if not colon or not host or not port.isdigit() or int(port) > 65535:
-        raise TransportError(f"network.address {address!r}: write host:port")
-    return host.strip("[]"), int(port)
-
-
 def _keepalive(seconds: float) -> list[tuple[str, int]]:
     # The answer to a ping goes by `ping_timeout`; `keepalive_timeout` is for bytes that TCP gets no word of. An answer
     # may have to wait behind all that the system has taken to send: on a slow line, too few seconds end a sound
@@ -371,7 +368,7 @@ def _require_free(host: str, port: int) -> None:
             except OSError as error:
                 if error.errno == errno.EADDRINUSE:
                     raise AddressInUseError(
-                        f"{host}:{port}: the port is in use by another process; choose another"
+                        f"{join_address(host, port)}: the port is in use by another process; choose another"
                     ) from error
 
 
@@ -395,10 +392,10 @@ def _greet(host: str, port: int, tls: Tls | None) -> bytes | None:
         with socket.create_connection((host, port), timeout=_READY) as plain:
             if tls is not None:
                 return _shake_hands(plain, host, port, tls)
-            _greet_plainly(plain, f"{host}:{port}")
+            _greet_plainly(plain, join_address(host, port))
             return None
     except OSError as error:
-        raise PeerGoneError(f"{host}:{port}: no server there: {error}") from error
+        raise PeerGoneError(f"{join_address(host, port)}: no server there: {error}") from error
 
 
 def _greet_plainly(plain: socket.socket, address: str) -> None:
@@ -410,7 +407,7 @@ def _greet_plainly(plain: socket.socket, address: str) -> None:
 
 
 def _shake_hands(plain: socket.socket, host: str, port: int, tls: Tls) -> bytes | None:
-    address = f"{host}:{port}"
+    address = join_address(host, port)
     context = tls.context()
     context.set_alpn_protocols(["h2"])
     try:

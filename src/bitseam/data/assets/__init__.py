@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bitseam.data.assets.catalogue import ENTRIES
-from bitseam.data.assets.fetch import cache_folder, fetch, is_ready, path_of
+from bitseam.data.assets.fetch import cache_folder, fetch, is_ready, path_of, require_cache
 
-__all__ = ["Asset", "cache_folder", "catalogue", "fetch", "path_of"]
+__all__ = ["ENTRIES", "Asset", "cache_folder", "catalogue", "fetch", "path_of", "require_cache"]
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import tempfile
 import zipfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -39,10 +40,25 @@ _COMPLETE = ".complete"
 
 
 def cache_folder() -> Path:
-    """$BITSEAM_CACHE, or bitseam below the user's cache folder."""
+    """$BITSEAM_CACHE, or bitseam below the user's cache folder. Raises AssetError where the user has no home."""
     if moved := os.environ.get("BITSEAM_CACHE"):
         return Path(moved)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bitseam"
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bitseam"
+    except RuntimeError as error:
+        raise AssetError(f"no folder for the cache: {error}; name one in BITSEAM_CACHE") from error
+
+
+def require_cache(part: str) -> None:
+    """Raise AssetError where nothing can be written below `part` of the cache, and nothing is there either."""
+    folder = cache_folder() / part
+    try:
+        if not (folder.is_dir() and any(folder.iterdir())):
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder):
+                pass
+    except OSError as error:
+        raise _unwritable(folder, error) from error
 
 
 def is_ready(folder: Path) -> bool:
@@ -70,7 +86,7 @@ def fetch(names: Iterable[str] | None = None, cache: Path | None = None) -> dict
         folder = cache / entry.name
         if is_ready(folder):
             continue
-        with _full_disk_named(cache):
+        with _unwritable_named(cache):
             cache.mkdir(parents=True, exist_ok=True)
             with _alone(cache / f"{entry.name}.lock"):
                 if not is_ready(folder):
@@ -238,10 +254,17 @@ def _alone(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _full_disk_named(cache: Path) -> Iterator[None]:
+def _unwritable_named(cache: Path) -> Iterator[None]:
     try:
         yield
+    except requests.RequestException:
+        raise  # is an OSError, too
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise DiskFullError(f"{cache}: the disk is full; make room, or move the cache with BITSEAM_CACHE") from error
+        raise _unwritable(cache, error) from error
+
+
+def _unwritable(cache: Path, error: OSError) -> AssetError:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return DiskFullError(f"{cache}: the disk is full; make room, or move the cache with BITSEAM_CACHE")
+    where = error.filename or cache
+    return AssetError(f"{where}: cannot be used: {error.strerror or error}; BITSEAM_CACHE moves the cache {cache}")
