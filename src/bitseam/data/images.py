@@ -41,10 +41,10 @@ def open_image(path: Path) -> Image.Image:
     name = one_line(path)
     try:
         stat = path.stat()
-        if not S_ISREG(stat.st_mode):
-            raise DataError("not a file" if not path.is_dir() else "a folder, not an image file")
+        if not S_ISREG(stat.st_mode):  # opening a pipe would wait for its writer
+            raise ValueError("it is a folder" if path.is_dir() else "it is not a file")
         if not 0 < stat.st_size <= _MOST_FILE:
-            raise DataError("the file is empty" if not stat.st_size else f"a file of {stat.st_size:,} bytes; too large")
+            raise ValueError(f"its file has {stat.st_size:,} bytes; from 1 to {_MOST_FILE:,} are read")
         with quiet(), path.open("rb") as file, _open(file) as image:
             _check_size(image)
             factor = reduction(*image.size)
@@ -54,10 +54,7 @@ def open_image(path: Path) -> Image.Image:
     except DataError as error:
         raise DataError(f"{name}: {error}") from error
     except UnidentifiedImageError as error:
-        formats = ", ".join(MOST_MEGAPIXELS)
-        raise DataError(
-            f"{name}: not a readable image, or of a format that is not read (read are {formats})"
-        ) from error
+        raise DataError(f"{name}: not a readable image of the formats {', '.join(MOST_MEGAPIXELS)}") from error
     except Exception as error:  # decoders raise anything
         raise DataError(f"{name}: not a readable image: {one_line(error)}") from error
 
@@ -79,6 +76,6 @@ def _check_size(image: Image.Image) -> None:
     tags = getattr(image, "tag_v2", {})
     pixels = max(image.width * image.height, tags.get(322, 0) * tags.get(323, 0))  # a TIFF's tiles may be larger
     if pixels > most * 1_000_000:
-        raise DataError(
-            f"{image.width} x {image.height} pixels; a {kind} may have {most} million: make the image smaller"
+        raise ValueError(
+            f"{image.width} x {image.height} pixels where a {kind} may have {most} million; make it smaller"
         )

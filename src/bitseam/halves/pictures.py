@@ -73,10 +73,8 @@ def upright_rgb(image: Image.Image) -> Image.Image:
     try:
         with quiet():
             return _upright_rgb(image)
-    except DataError:
-        raise
     except Exception as error:  # decoders raise anything
-        raise DataError(f"the image cannot be read: {one_line(error)}") from error
+        raise DataError(f"not a readable image: {one_line(error)}") from error
 
 
 def reduction(width: int, height: int) -> int:
@@ -118,7 +116,7 @@ def _upright_rgb(image: Image.Image) -> Image.Image:
     scale = _KEY_SCALE.get(str(tile[0].args)) if tile else None
     image.load()  # a PNG's EXIF may come after its pixels; a TIFF is turned here
     if 0 in image.size:
-        raise DataError(f"an image of {image.width} x {image.height} pixels")
+        raise ValueError(f"it has {image.width} x {image.height} pixels")
     factor = reduction(*image.size)
     key = image.info.get("transparency")
     if image.mode == "RGB" and key is None and factor == 1:
@@ -196,7 +194,7 @@ def _window(image: Image.Image, key: Any) -> Callable[[Image.Image], Image.Image
         low = array.min(where=finite, initial=low)
         high = array.max(where=finite, initial=high)
     if low > high:
-        raise DataError("an image without a finite number in it")
+        raise ValueError("no number in it is finite")
     if image.mode != "F" and low >= 0 and high <= 255:
         low, high = 0.0, 255.0
     elif low == high:
