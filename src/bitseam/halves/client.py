@@ -17,6 +17,7 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModel, LlavaForCond
 
 from bitseam import config
 from bitseam.errors import ModelError
+from bitseam.halves.pictures import middle, upright_rgb
 
 
 class PatchTower(nn.Module):
@@ -142,7 +143,7 @@ class ClientHalf(nn.Module):
 
     def pixels(self, images: Sequence[Image.Image]) -> Tensor:
         """B images -> (B, 3, H, W), resized and normalised as the checkpoint's processor says."""
-        rgb = [image.convert("RGB") for image in images]
+        rgb = [middle(upright_rgb(image), self.processor, self._size) for image in images]
         return self.processor(images=rgb, return_tensors="pt", **self._size)["pixel_values"]
 
     def features(self, pixels: Tensor) -> Tensor:
