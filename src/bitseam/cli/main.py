@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import sys
+import traceback
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.logging import RichHandler
+from rich.text import Text
 
-from bitseam.errors import BitseamError, ConfigError
+from bitseam.errors import BitseamError, ConfigError, printable
+from bitseam.parties.console import Terminal, log_handler
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 
@@ -22,20 +24,24 @@ Set = Annotated[
 ]
 Plan = Annotated[Path | None, typer.Option(help="A plan.toml of `bitseam plan`, laid over the recipe.")]
 Checkpoint = Annotated[Path | None, typer.Option(help="A checkpoint folder of this side, instead of fresh weights.")]
-stdout = Console()
+stdout = Terminal()
 
 
 def main() -> None:
     """Entry point: errors of ours are one line on stderr and exit status 1."""
-    logging.basicConfig(
-        level=logging.INFO, format="%(message)s", handlers=[RichHandler(console=Console(stderr=True), show_path=False)]
-    )
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # what a terminal's encoding lacks ends no run
+    logging.basicConfig(level=logging.INFO, handlers=[log_handler()])
     for noisy in ("httpx", "transformers", "grpc"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     try:
         app()
     except BitseamError as error:
-        Console(stderr=True).print(f"[bold red]error:[/] {error}", highlight=False, soft_wrap=True)
+        Terminal(stderr=True).print(Text("error:", "bold red"), str(error), soft_wrap=True)
+        sys.exit(1)
+    except Exception:
+        Terminal(stderr=True).print(traceback.format_exc(), soft_wrap=True)
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)
@@ -220,7 +226,7 @@ def _load(path: Path, pairs: list[str] | None, plan: Path | None = None) -> Any:
     for pair in pairs or []:
         key, equals, value = pair.partition("=")
         if not equals:
-            raise ConfigError(f"--set {pair}: write KEY=VALUE")
+            raise ConfigError(f"--set {printable(pair)}: write KEY=VALUE")
         try:
             overrides[key] = tomllib.loads(f"v = {value}")["v"]
         except tomllib.TOMLDecodeError:

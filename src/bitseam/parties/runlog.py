@@ -9,9 +9,10 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Literal, TextIO
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch.utils.tensorboard import SummaryWriter
+
+from bitseam.parties.console import Terminal
 
 
 def peak_memory() -> int:
@@ -38,7 +39,7 @@ class RunLog:
             TextColumn("loss {task.fields[loss]:.3f}"),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
-            console=Console(stderr=True),
+            console=Terminal(stderr=True),
         )
         self._task = self._bar.add_task(side, total=steps, loss=float("nan"))
 
