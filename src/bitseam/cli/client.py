@@ -14,7 +14,6 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from rich.console import Console
 from rich.table import Table
 
 from bitseam import config
@@ -29,6 +28,7 @@ from bitseam.parties.byproducts import Byproduct
 from bitseam.parties.checkpoint import Identity, Locate, build_client, held, load_client, newest
 from bitseam.parties.claim import claimed
 from bitseam.parties.client import ClientSession
+from bitseam.parties.console import Terminal, plain
 from bitseam.parties.device import choose_device
 from bitseam.parties.ledger import Ledger
 from bitseam.parties.models import ClientModel
@@ -40,7 +40,7 @@ from bitseam.train import train
 from bitseam.transport import Tls, connect
 
 log = logging.getLogger(__name__)
-stdout = Console()
+stdout = Terminal()
 _GRACE = 30.0  # seconds that the step under way may take until a signal ends the process all the same
 
 
@@ -148,7 +148,7 @@ def run_question(
             shown = answer
         print()
         codes = party.session.ledger.coded_bytes("Ask", "image")
-        Console(stderr=True).print(
+        Terminal(stderr=True).print(
             f"the image went up as {codes:,} bytes of codes; its file has {os.path.getsize(image):,}"
         )
     return shown
@@ -160,7 +160,7 @@ def show_ledger(ledger: Ledger, socket: tuple[int, int] | None) -> None:
     for row in ledger.rows():
         size, fp16 = int(row["bytes"]), int(row["fp16_bytes"])
         cells = [f"{row['messages']:,}", f"{size / 1e6:.3f}", f"{fp16 / 1e6:.3f}", f"{fp16 / max(size, 1):.2f}"]
-        table.add_row(str(row["direction"]), str(row["kind"]), str(row["part"]), *cells)
+        table.add_row(*(plain(str(row[name])) for name in ("direction", "kind", "part")), *cells)
     whole = ledger.total()
     ratio = f"{whole.fp16_bytes / max(whole.bytes, 1):.2f}"
     table.add_section()
@@ -193,6 +193,6 @@ def _evaluate(party: Party, features: Features, rows: list[Row], recipe: config.
     for task, score in result.scores.items():
         low, high = wilson(score.correct, score.total)
         share = score.correct / score.total
-        table.add_row(task, str(score.correct), str(score.total), f"{share:.1%}", f"{low:.1%} to {high:.1%}")
+        table.add_row(plain(task), str(score.correct), str(score.total), f"{share:.1%}", f"{low:.1%} to {high:.1%}")
     stdout.print(table)
     return {"tasks": {task: asdict(score) for task, score in result.scores.items()}, "answers": result.answers}

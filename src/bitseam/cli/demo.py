@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 
 from bitseam.cli.machine import circumstances, free_port
 from bitseam.config import Recipe, load_recipe
@@ -26,6 +25,7 @@ from bitseam.data.cifar_questions import CLASSES, write_questions
 from bitseam.data.rows import Row, read_rows
 from bitseam.errors import BitseamError
 from bitseam.evals.report import summary_table, write_html
+from bitseam.parties.console import Terminal
 from bitseam.transport import make_certificates
 
 RECIPE = Path("recipes/demo.toml")
@@ -33,7 +33,7 @@ _FP16 = ["seam.image_up.quantizer=fp16", "seam.image_down.codec=fp16"]
 _CHANCE = {"recognition": 1 / len(CLASSES), "position": 1 / len(CLASSES), "existence": 0.5}
 _TRAIN, _TEST = 7000, 1000  # photographs
 _SAMPLES = 12
-stdout = Console()
+stdout = Terminal()
 
 
 def run_demo(out: Path, settings: list[str]) -> None:
@@ -56,7 +56,7 @@ def run_demo(out: Path, settings: list[str]) -> None:
     report = _empty(recipe)
     for variant, codecs in (("fp16", _FP16), ("coded", [])):
         options = [*codecs, *common, f"out={out / variant}"]
-        stdout.rule(f"[bold]{variant}")
+        stdout.rule(variant)
         shutil.rmtree(out / variant, ignore_errors=True)  # a run that is there would be gone on with, not measured
         with _server(out / variant, options, report["commands"]):
             _run(["train", str(RECIPE), *_sets(options)], report["commands"])

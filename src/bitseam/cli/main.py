@@ -5,15 +5,16 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import traceback
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.logging import RichHandler
+from rich.text import Text
 
 from bitseam.cli import streams
-from bitseam.errors import BitseamError, ConfigError
+from bitseam.errors import BitseamError, ConfigError, printable
+from bitseam.parties.console import Terminal, log_handler
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 
@@ -23,7 +24,7 @@ Set = Annotated[
 ]
 Plan = Annotated[Path | None, typer.Option(help="A plan.toml of `bitseam plan`, laid over the recipe.")]
 Checkpoint = Annotated[Path | None, typer.Option(help="A checkpoint folder of this side, instead of fresh weights.")]
-stdout = Console()
+stdout = Terminal()
 _KEPT = (["train"], ["demo"])  # what these print is in a file, too
 
 
@@ -31,28 +32,29 @@ def main() -> None:
     """Entry point: errors of ours are one line on stderr and exit status 1."""
     streams.take_over()
     logging.raiseExceptions = False  # a record that cannot be shown is no reason for a traceback in its place
-    logging.basicConfig(
-        level=logging.INFO, format="%(message)s", handlers=[RichHandler(console=Console(stderr=True), show_path=False)]
-    )
+    logging.basicConfig(level=logging.INFO, handlers=[log_handler()])
     for noisy in ("httpx", "transformers", "grpc"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     try:
         app()
     except BitseamError as error:
-        Console(stderr=True).print(f"[bold red]error:[/] {error}", highlight=False, soft_wrap=True)
-        sys.exit(1)
+        _fail(str(error))
     except OSError as error:
-        if error.filename is None:
-            raise
-        Console(stderr=True).print(f"error: {error.filename}: {error.strerror}", highlight=False, markup=False)
-        sys.exit(1)
+        _fail(f"{error.filename}: {error.strerror}" if error.filename is not None else traceback.format_exc())
+    except Exception:
+        _fail(traceback.format_exc())
     except KeyboardInterrupt:
         sys.exit(130)
     finally:
         if (lost := streams.lost_output()) is not None:
-            Console(stderr=True).print(f"standard output cannot be written: {lost.strerror}", highlight=False)
+            Terminal(stderr=True).print(f"standard output cannot be written: {lost.strerror}")
             if sys.argv[1:2] not in _KEPT:
                 sys.exit(1)
+
+
+def _fail(error: str) -> None:
+    Terminal(stderr=True).print(Text("error:", "bold red"), error, soft_wrap=True)
+    sys.exit(1)
 
 
 @app.command()
@@ -235,7 +237,7 @@ def _load(path: Path, pairs: list[str] | None, plan: Path | None = None) -> Any:
     for pair in pairs or []:
         key, equals, value = pair.partition("=")
         if not equals:
-            raise ConfigError(f"--set {pair}: write KEY=VALUE")
+            raise ConfigError(f"--set {printable(pair)}: write KEY=VALUE")
         try:
             overrides[key] = tomllib.loads(f"v = {value}")["v"]
         except tomllib.TOMLDecodeError:

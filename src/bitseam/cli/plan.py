@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 from rich.table import Table
 
 from bitseam import config
@@ -23,10 +22,11 @@ from bitseam.evals.plan_figure import draw_plan
 from bitseam.evals.plan_report import DownPlan, channels_of, rows_of
 from bitseam.evals.planning import FrozenPair, Sample, UpPlan, UpPlanner, loss_increase
 from bitseam.parties.checkpoint import Locate, load_pair
+from bitseam.parties.console import Terminal
 from bitseam.parties.device import choose_device
 from bitseam.parties.prompts import Prompter
 
-stdout = Console()
+stdout = Terminal()
 _ESTIMATE = ("nats", "standard_error")
 _LEVELS = {
     "group": "channels",

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bitseam import config
+from bitseam.parties.console import plain
 from bitseam.serve.status import read_status
 
 
@@ -18,10 +19,10 @@ def show_status(recipe: config.Recipe, console: Console) -> None:
     table = Table(*names, title=f"{recipe.name}: the server is at step {server_step:,}")
     for one in sessions:
         table.add_row(
-            one.client or "(none)",
-            one.session,
+            plain(one.client or "(none)"),
+            plain(one.session),
             str(timedelta(seconds=round(one.seconds))),
-            one.purpose if one.step is None else f"{one.step:,}",
+            plain(one.purpose) if one.step is None else f"{one.step:,}",
             f"{one.rate:.1f}",
             f"{one.up_bytes / 1e6:.3f}",
             f"{one.down_bytes / 1e6:.3f}",

@@ -23,12 +23,13 @@ from typing import Any
 
 import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, UndefinedError
+from markupsafe import Markup
 from matplotlib.ticker import MaxNLocator
-from rich.markup import escape
 from rich.table import Table
 
-from bitseam.errors import DataError
+from bitseam.errors import DataError, printable
 from bitseam.evals.answers import normal, wilson
+from bitseam.parties.console import plain
 
 Report = Mapping[str, Any]
 VARIANTS = ("coded", "fp16")
@@ -128,7 +129,7 @@ def summary_table(report: Report) -> Table:
     for number, name in enumerate(_HEADER):
         table.add_column(name, justify="right" if name in VARIANTS else "left", overflow="fold", no_wrap=number == 0)
     for row in _rows(report):
-        table.add_row(*map(escape, row))
+        table.add_row(*map(plain, row))
     return table
 
 
@@ -136,7 +137,7 @@ def summary_table(report: Report) -> Table:
 def summary_markdown(report: Report) -> str:
     """The table of `summary_table`, as Markdown that ends in a newline. Raises DataError where a field is missing."""
     rows = [_HEADER, ("---", "---:", "---:", "---"), *_rows(report)]
-    return "".join("| " + " | ".join(cell.replace("|", r"\|") for cell in row) + " |\n" for row in rows)
+    return "".join("| " + " | ".join(map(_cell, row)) + " |\n" for row in rows)
 
 
 @_complete()
@@ -149,6 +150,7 @@ def write_html(report: Report, folder: Path) -> Path:
     room = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
+        finalize=_spelt_out,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -179,6 +181,16 @@ def megabytes(count: float) -> str:
 
 def percent(share: float) -> str:
     return f"{100 * share:.1f} %"
+
+
+def _cell(text: str) -> str:
+    """Text of a Markdown table's cell: it ends neither the cell nor the row, and holds no HTML."""
+    return printable(text, None).replace("\\", r"\\").replace("|", r"\|").replace("<", "&lt;")
+
+
+def _spelt_out(value: object) -> object:
+    """What a page shows of a value, before HTML is escaped: control characters are told, not obeyed."""
+    return printable(value, None, lines=True) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def _frames(report: Report, variant: str) -> int:

@@ -12,12 +12,14 @@ from torch import Tensor
 
 from bitseam.codecs import Codec
 from bitseam.errors import CodecError, PeerGoneError, RefusedError
+from bitseam.errors import printable as printable  # for those who log what a peer wrote
 from bitseam.parties.ledger import Ledger
 from bitseam.transport import Channel
 from bitseam.wire import Limits, Protocol
 from bitseam.wire import messages_pb2 as pb
 
 T = TypeVar("T")
+_SAID = 2000  # characters of a reason that are told
 
 
 class Peer:
@@ -47,7 +49,7 @@ class Peer:
         self.ledger.record(self._in, message, frame)
         if isinstance(message, pb.Refuse):
             if message.fault == pb.STOPPING:
-                raise PeerGoneError(message.reason)  # another may take its place
+                raise PeerGoneError(printable(message.reason, _SAID))  # another may take its place
             raise RefusedError(_explain(message))
         return message
 
@@ -61,7 +63,7 @@ class Peer:
     def say_goodbye(self, reason: str = "") -> None:
         """Leave where the protocol allows it, telling the server why."""
         if self._protocol.may_send(pb.Goodbye):
-            self.send(pb.Goodbye(reason=reason[:500]))
+            self.send(pb.Goodbye(reason=printable(reason, None)[:500]))
 
 
 class Stopwatch:
@@ -92,14 +94,10 @@ def decode(codec: Codec, coded: pb.Coded, shape: tuple[int, ...], what: str, dev
         raise type(error)(f"{what}: {error}") from error
 
 
-def printable(text: str, most: int = 300) -> str:
-    """What a peer wrote, for a log: on one line, and not for ever."""
-    cut = text if len(text) <= most else f"{text[:most]}... ({len(text)} characters)"
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in cut)
-
-
 def _explain(refusal: pb.Refuse) -> str:
     fault = pb.Fault.Name(refusal.fault).lower().replace("_", " ")
-    lines = [f"the server refuses ({fault}): {refusal.reason}"]
-    lines += [f"  {d.field}: client has {d.client}, server has {d.server}" for d in refusal.differences]
+    lines = [f"the server refuses ({fault}): {printable(refusal.reason, _SAID)}"]
+    for d in refusal.differences:
+        field, ours, theirs = (printable(text, _SAID) for text in (d.field, d.client, d.server))
+        lines.append(f"  {field}: client has {ours}, server has {theirs}")
     return "\n".join(lines)

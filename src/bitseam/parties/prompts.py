@@ -12,33 +12,39 @@ from itertools import groupby
 from typing import Any
 
 import torch
-from transformers import AutoTokenizer
 
 from bitseam import config
-from bitseam.errors import DataError, ModelError
+from bitseam.errors import DataError, ModelError, printable
+from bitseam.parties.templates import chat_template, plain_template
 from bitseam.parties.text import TextBatch
+from bitseam.parties.tokens import Reader, guarded, load_tokenizer
 
-_IMAGE = "<image>"
+_WORDS = 64  # of the vocabulary, to try a template with
 
 
 class Prompter:
     """Turns questions and answers into token ids, with the place of the image marked."""
 
     def __init__(self, settings: config.Text, locate: Callable[[str], str] = str) -> None:
-        try:
-            self.tokenizer: Any = AutoTokenizer.from_pretrained(locate(settings.tokenizer))
-        except (OSError, ValueError, KeyError) as error:
-            raise ModelError(f"text.tokenizer {settings.tokenizer!r} cannot be loaded: {error}") from error
-        if settings.prompt == "chat" and not self.tokenizer.chat_template:
-            raise ModelError(
-                f"text.prompt is 'chat', but the tokenizer {settings.tokenizer!r} has no chat template: give a "
-                "template with {image} and {question}"
-            )
+        """Raises ModelError for a tokenizer that cannot be used, and for a template that makes no prompt of an image
+        and a question."""
+        what = f"text.tokenizer {printable(settings.tokenizer)!r}"
+        chat = settings.prompt == "chat"
+        self.tokenizer: Any = load_tokenizer(what, locate(settings.tokenizer))
         self._settings = settings
+        self._template = chat_template(self.tokenizer, what) if chat else plain_template(settings.prompt)
+        self._reader = Reader(self.tokenizer, what, self._template.placeholder)
+        self._head, self._tail = ([self._reader.own(part) for part in side] for side in self._template.sides)
+        self._opening: list[int] = []
+        words = guarded(what, self._words)
+        self._prove(what, words)
+        if not chat:  # a chat template writes its own
+            self._opening = self._missing(words[0])
 
-    @property
+    @cached_property
     def vocabulary(self) -> int:
-        return len(self.tokenizer)
+        """One more than the largest id."""
+        return max(self.tokenizer.get_vocab().values()) + 1
 
     @property
     def end(self) -> int:
@@ -71,6 +77,10 @@ class Prompter:
             answers=torch.tensor(mask, dtype=torch.bool),
         )
 
+    def answer(self, text: str) -> list[int]:
+        """An answer's ids, with the end token."""
+        return [*self._reader.ids(text), self.end]
+
     def decode(self, ids: Sequence[int]) -> str:
         """Token ids up to the end token -> text."""
         kept = list(ids)
@@ -79,24 +89,50 @@ class Prompter:
         return self.tokenizer.decode(kept, skip_special_tokens=True).strip()
 
     def _row(self, question: str, answer: str | None) -> tuple[list[int], list[int], list[int]]:
-        chat = self._settings.prompt == "chat"
-        if chat:
-            turn = [{"role": "user", "content": f"{_IMAGE}\n{question.replace(_IMAGE, '')}"}]
-            text = self.tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
-            head, _, tail = text.partition(_IMAGE)
-        else:
-            head, _, tail = self._settings.prompt.partition("{image}")
-            head, tail = (part.replace("{question}", question) for part in (head, tail))
-        before = self.tokenizer(head, add_special_tokens=not chat)["input_ids"]
-        if before and not chat and before[-1] == self.end:
-            before = before[:-1]  # tokenizers that close every text
-        after = self.tokenizer(tail, add_special_tokens=False)["input_ids"]
-        spoken = []
-        if answer is not None:
-            spoken = [*self.tokenizer(answer, add_special_tokens=False)["input_ids"], self.end]
+        before, after = self._prompt(question)
+        spoken = self.answer(answer) if answer is not None else []
         total = len(before) + len(after) + len(spoken)
         if total > self._settings.max_tokens:
             raise DataError(
-                f"a row of {total} tokens is over text.max_tokens = {self._settings.max_tokens}: {question!r}"
+                f"a row of {total} tokens is over text.max_tokens = {self._settings.max_tokens}: "
+                f"{printable(question, 80)!r}"
             )
         return before, after, spoken
+
+    def _prompt(self, question: str) -> tuple[list[int], list[int]]:
+        """The ids before and behind the image."""
+        asked = self._template.trim(question)
+        before, after = (self._reader.ids(asked.join(side)) for side in (self._head, self._tail))
+        before = [*self._opening, *before]
+        begin = self.tokenizer.bos_token_id
+        while begin is not None and before[:2] == [begin, begin]:
+            before = before[1:]
+        return before, after
+
+    def _words(self) -> list[str]:
+        """Some that the tokenizer knows, to try the template with; letters, where it has such."""
+        known = sorted(set(self.tokenizer.get_vocab().values()) - self._reader.controls)
+        words = [self.tokenizer.decode([i]).strip() for i in known[:: max(len(known) // _WORDS, 1)]]
+        words = [word for word in words if word and self._reader.reads(word)]
+        if not words:
+            raise ModelError("it can read no token of its own vocabulary")
+        return [word for word in words if word.isalnum()] or words
+
+    def _prove(self, what: str, words: list[str]) -> None:
+        """Raises ModelError where transformers reads prompts otherwise, or questions make no difference."""
+        sides = list(zip((self._head, self._tail), self._template.sides, strict=True))
+        whole = (
+            all(self._reader.ids(word.join(ours)) == self._reader.original(word.join(side)) for ours, side in sides)
+            for word in words
+        )
+        if not any(whole):
+            raise ModelError(f"{what}: transformers reads the prompt otherwise than tokenizer.json says")
+        if len({str(self._prompt(word)) for word in words}) < 2:
+            raise ModelError(f"{what}: with text.prompt {printable(self._settings.prompt)!r}, all questions are alike")
+
+    def _missing(self, word: str) -> list[int]:
+        """What the tokenizer puts before a text, where the template has not written it itself."""
+        opening = self._reader.opening(word)
+        before, after = self._prompt(word)
+        written = self.tokenizer.bos_token_id in before + after or before[: len(opening)] == opening
+        return [] if written else opening

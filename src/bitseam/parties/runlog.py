@@ -13,13 +13,13 @@ import time
 from pathlib import Path
 from typing import Any, Literal
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
 
 from bitseam.parties.byproducts import Byproduct
+from bitseam.parties.console import Terminal
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ class RunLog:
             TextColumn("loss {task.fields[loss]:.3f}"),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
-            console=Console(stderr=True),
+            console=Terminal(stderr=True),
         )
         self._task = self._bar.add_task(side, total=steps, loss=float("nan"))
 

@@ -167,7 +167,7 @@ class ServerSession:
     def _refuse(self, fault: pb.Fault, reason: str, differences: list[pb.Difference] | None = None) -> None:
         self._party.on_refusal(pb.Fault.Name(fault).lower())
         try:
-            self._peer.send(pb.Refuse(fault=fault, reason=reason, differences=differences))
+            self._peer.send(pb.Refuse(fault=fault, reason=printable(reason, 2000), differences=differences))
         except BitseamError as error:
             log.debug("could not tell the client: %s", error)
 

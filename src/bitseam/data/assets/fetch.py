@@ -26,11 +26,11 @@ from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
 import requests
-from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from bitseam.data.assets.catalogue import ENTRIES, Entry, Source
 from bitseam.errors import AssetError, ChecksumError, DiskFullError, NoNetworkError
+from bitseam.parties.console import Terminal
 
 _CHUNK = 1 << 16
 _TIMEOUT = (30, 120)  # seconds to connect, and between two bytes
@@ -193,12 +193,12 @@ def _make(entry: Entry, cache: Path) -> None:
             f"{free / 1e6:,.0f} MB free; make room, or move the cache with BITSEAM_CACHE"
         )
     if not (archive.exists() and digest(archive) == source.sha256):
-        columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-        with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as progress:
+        columns = (TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+        with Progress(*columns, TimeRemainingColumn(), console=Terminal(stderr=True)) as progress:
             download(address(source), archive, source.sha256, source.size, progress, certificates(source))
     pieces, made, folder = work / "pieces", work / "made", cache / entry.name
     try:
-        with Console(stderr=True).status(f"converting {entry.name}"):
+        with Terminal(stderr=True).status(f"converting {entry.name}"):
             pieces.mkdir(parents=True)
             made.mkdir()
             unpack(archive, source.pieces, pieces)
