@@ -20,7 +20,7 @@ def checkpoint_bytes(model: nn.Module) -> int:
 
 
 def room_for_checkpoints(folder: Path, model: nn.Module) -> str:
-    """A line that says what checkpoints take and what is free. Raises ConfigError where the disk has no room for them."""
+    """A line on what checkpoints take and what is free. Raises ConfigError where the disk has no room for them."""
     needed = (KEPT + 1) * checkpoint_bytes(model)  # those that are kept, and the one being written
     there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     free = shutil.disk_usage(there).free

@@ -7,120 +7,24 @@ Shapes: B images, N patches, m the merge factor, M = N / m^2 image tokens, Dv to
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, ClassVar
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoImageProcessor, AutoModel, LlavaForConditionalGeneration
+from transformers import AutoConfig, AutoImageProcessor, AutoModel
 
 from bitseam import config
 from bitseam.errors import ModelError
+from bitseam.halves.connector import Whiten, fresh_connector
+from bitseam.halves.framing import Framing, framing, own_framing
+from bitseam.halves.llava import LlavaTower, LlavaVision
 from bitseam.halves.pictures import middle, upright_rgb
-
-
-class PatchTower(nn.Module):
-    """A vision transformer's patch tokens at one hidden layer, m x m neighbours concatenated into one token.
-
-    The tower's own final norm is applied to whichever layer is taken, as DINOv2's `get_intermediate_layers(norm=True)`
-    does (arXiv 2304.07193). Tokens that are no patches (class, registers) come first and are left out by counting from
-    the end, so that a tower without a class token loses no patch.
-    """
-
-    def __init__(self, model: nn.Module, hidden_layer: int, image_size: int, merge: int) -> None:
-        super().__init__()
-        self.model = model
-        self.hidden_layer = hidden_layer
-        self.merge = merge
-        cfg: Any = model.config
-        if image_size % (cfg.patch_size * merge):
-            raise ModelError(
-                f"client.image_size {image_size} must be a multiple of patch size x merge = {cfg.patch_size * merge}"
-            )
-        layers = cfg.num_hidden_layers
-        if not -layers - 1 <= hidden_layer <= layers:
-            raise ModelError(f"client.hidden_layer {hidden_layer}: this tower has {layers} layers")
-        self.side = image_size // cfg.patch_size
-        self.tokens = (self.side // merge) ** 2
-        self.patch_width = cfg.hidden_size
-        self.width = self.patch_width * merge**2
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        """(B, 3, H, W) -> (B, M, Dv m^2)."""
-        out = self.model(pixel_values=pixels, output_hidden_states=True)
-        hidden = out.hidden_states[self.hidden_layer]
-        norm = getattr(self.model, "layernorm", None) or getattr(self.model, "post_layernorm", None)
-        patches = (norm(hidden) if norm is not None else hidden)[:, -(self.side**2) :]
-        b, m, s = patches.shape[0], self.merge, self.side // self.merge
-        grid = patches.reshape(b, s, m, s, m, -1).permute(0, 1, 3, 2, 4, 5)
-        return grid.reshape(b, self.tokens, self.width)
-
-
-class LlavaTower(nn.Module):
-    """The vision tower of a LLaVA checkpoint, with transformers' own choice of layer and tokens."""
-
-    def __init__(self, llava: LlavaVision) -> None:
-        super().__init__()
-        self.llava = llava
-        vision = llava.config.vision_config
-        dropped = 1 if llava.config.vision_feature_select_strategy == "default" else 0
-        prefix = 1 if hasattr(llava.model.vision_tower, "pre_layrnorm") else 0  # CLIP's class token
-        self.tokens = (vision.image_size // vision.patch_size) ** 2 + prefix - dropped
-        self.width = llava.model.connector_width
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        """(B, 3, H, W) -> (B, M, Dv)."""
-        return torch.stack(list(self.llava.get_image_features(pixel_values=pixels).pooler_output))
-
-
-class LlavaVision(LlavaForConditionalGeneration):
-    """Loads only the vision half of a LLaVA: transformers builds on the meta device, so what is cut off here
-    is never read from the file nor given memory."""
-
-    _tied_weights_keys: ClassVar[dict[str, str]] = {}
-    _keys_to_ignore_on_load_unexpected: ClassVar[list[str]] = [r"language_model", r"lm_head"]
-
-    def __init__(self, cfg: Any) -> None:
-        super().__init__(cfg)
-        self.model.language_model = nn.Identity()
-        self.lm_head = nn.Identity()
-
-
-class Whiten(nn.Module):
-    """Patch channels without correlation and of unit deviation, by statistics taken once before training: ZCA-cor
-    whitening (Kessy, Lewin and Strimmer, arXiv 1512.00809), shrunk so that directions of no variance stay small.
-
-    A few channels of a vision transformer vary far more than the rest (arXiv 2309.16588), and many vary together. Left
-    so, they would fill every output of a fresh connector, and what the others tell would fall below a quantizer's step.
-    """
-
-    SHRINKAGE = 0.03  # of a unit variance
-    mean: Tensor
-    weight: Tensor
-
-    def __init__(self, width: int) -> None:
-        """width: of one patch; a token is one patch or several side by side."""
-        super().__init__()
-        self.register_buffer("mean", torch.zeros(width))
-        self.register_buffer("weight", torch.eye(width))
-
-    @torch.no_grad()
-    def calibrate(self, features: Tensor) -> None:
-        """Take the statistics of features (..., Dv m^2)."""
-        patches = features.reshape(-1, len(self.mean))
-        std, mean = torch.std_mean(patches, dim=0, correction=0)
-        std = std.clamp_min(1e-4)
-        unit = (patches - mean) / std
-        variance, direction = torch.linalg.eigh(unit.T @ unit / len(unit))
-        root = (direction * (variance.clamp_min(0) + self.SHRINKAGE).rsqrt()) @ direction.T
-        self.mean.copy_(mean)
-        self.weight.copy_(root / std[:, None])
-
-    def forward(self, features: Tensor) -> Tensor:
-        """(..., Dv m^2), same shape."""
-        patches = features.unflatten(-1, (-1, len(self.mean)))
-        return ((patches - self.mean) @ self.weight).flatten(-2)
+from bitseam.halves.proof import check_takes_images, prove_llava, prove_tower
+from bitseam.halves.tower import Cut, PatchTower
+from bitseam.halves.weights import Loaded, first_sentence, load_float32
 
 
 class ClientHalf(nn.Module):
@@ -128,28 +32,47 @@ class ClientHalf(nn.Module):
 
     tower: PatchTower | LlavaTower
 
-    def __init__(
-        self, tower: PatchTower | LlavaTower, connector: nn.Module, processor: Any, size: dict[str, Any]
-    ) -> None:
+    def __init__(self, tower: PatchTower | LlavaTower, connector: nn.Module, processor: Any, framing: Framing) -> None:
         super().__init__()
         self.tower = tower
         self.connector = connector
         self.processor = processor
-        self._size = size
+        self.framing = framing
 
     @property
     def tokens(self) -> int:
         return self.tower.tokens
 
     def pixels(self, images: Sequence[Image.Image]) -> Tensor:
-        """B images -> (B, 3, H, W), resized and normalised as the checkpoint's processor says."""
-        rgb = [middle(upright_rgb(image), self.processor, self._size) for image in images]
-        return self.processor(images=rgb, return_tensors="pt", **self._size)["pixel_values"]
+        """B images -> (B, 3, H, W), resized and normalised as the checkpoint's processor says, its framing scaled."""
+        rgb = [middle(upright_rgb(image), self.processor, self.framing) for image in images]
+        return self.processor(images=rgb, return_tensors="pt", **self.framing)["pixel_values"]
+
+    def train(self, mode: bool = True) -> ClientHalf:
+        """A tower that is not tuned stays in evaluation mode: dropout would change what it says of an image.
+
+        So do batch norms of a tuned one: with statistics of the batch, an image's features would depend on the images
+        beside it.
+        """
+        super().train(mode)
+        self.tower.train(mode and self._tuned)
+        for module in self.tower.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.eval()
+        return self
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What the proof at load found out, as `half_from_tower` or `half_from_llava` wants it."""
+        return {"tokens": self.tokens} if isinstance(self.tower, LlavaTower) else asdict(self.tower.cut)
+
+    @property
+    def _tuned(self) -> bool:
+        return any(p.requires_grad for p in self.tower.parameters())
 
     def features(self, pixels: Tensor) -> Tensor:
         """(B, 3, H, W) -> (B, M, Dv m^2); without gradient where the tower is frozen."""
-        tuned = any(p.requires_grad for p in self.tower.parameters())
-        with torch.set_grad_enabled(tuned and torch.is_grad_enabled()):
+        with torch.set_grad_enabled(self._tuned and torch.is_grad_enabled()):
             return self.tower(pixels)
 
     def calibrate(self, features: Tensor) -> None:
@@ -164,50 +87,70 @@ class ClientHalf(nn.Module):
 
 
 def load_client_half(settings: config.Client, width: int) -> ClientHalf:
-    """Build the client half from a vision tower or a LLaVA; `width` D is that of the language model.
+    """Build the client half from a vision tower or a LLaVA, in float32; `width` D is that of the language model.
 
-    Raises ModelError where the checkpoint cannot be loaded or does not fit.
+    The checkpoint proves itself (`bitseam.halves.proof`). Raises ModelError, in one line, where it cannot be loaded,
+    cannot be cut or does not fit.
     """
+    name = f"client.checkpoint {settings.checkpoint!r}"
     try:
         cfg = AutoConfig.from_pretrained(settings.checkpoint)
-        build = _from_llava if cfg.model_type == "llava" else _from_parts
-        half = build(settings, width)
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelError(f"client.checkpoint {settings.checkpoint!r} cannot be loaded: {error}") from error
-    half.tower.requires_grad_(settings.tune_vision)
-    half.tower.train(settings.tune_vision)
-    return half
+        name = f"{name}, a {cfg.model_type}"
+        half = (_from_llava if cfg.model_type == "llava" else _from_tower)(settings, width, cfg)
+    except ModelError as error:
+        raise ModelError(f"{name}: {error}") from error
+    except Exception as error:  # whatever another's code raises on anyone's files
+        raise ModelError(f"{name}, cannot be loaded: {first_sentence(error)}") from error
+    if not settings.tune_vision:
+        half.tower.requires_grad_(False)
+    return half.train()
 
 
-def _from_parts(settings: config.Client, width: int) -> ClientHalf:
-    model = AutoModel.from_pretrained(settings.checkpoint)
-    model = getattr(model, "vision_model", model)  # CLIP and SigLIP carry a text tower along
-    return half_from_tower(model, settings, width, AutoImageProcessor.from_pretrained(settings.checkpoint))
+def _from_tower(settings: config.Client, width: int, cfg: Any) -> ClientHalf:
+    with torch.device("meta"):  # before any weight is read
+        check_takes_images(_vision(AutoModel.from_config(cfg)))
+    loaded = load_float32(AutoModel, settings.checkpoint)
+    tower = prove_tower(_vision_part(loaded), settings.hidden_layer, settings.image_size, settings.merge)
+    return _around(tower, settings, width, AutoImageProcessor.from_pretrained(settings.checkpoint))
 
 
-def half_from_tower(model: nn.Module, settings: config.Client, width: int, processor: Any) -> ClientHalf:
-    """A client half around a vision transformer, with a fresh two-layer GELU connector (arXiv 2310.03744)."""
-    tower = PatchTower(model, settings.hidden_layer, settings.image_size, settings.merge)
-    hidden = settings.connector_hidden or width
-    layers = (nn.Linear(tower.width, hidden), nn.GELU(), nn.Linear(hidden, width))
-    connector = nn.Sequential(Whiten(tower.patch_width), *layers)
-    side = settings.image_size
-    square = {"height": side, "width": side}
-    shortest = getattr(processor, "do_center_crop", False)
-    size = {"size": {"shortest_edge": side}, "crop_size": square} if shortest else {"size": square}
-    return ClientHalf(tower, connector, processor, size)
-
-
-def _from_llava(settings: config.Client, width: int) -> ClientHalf:
+def _from_llava(settings: config.Client, width: int, cfg: Any) -> ClientHalf:
+    if cfg.text_config.hidden_size != width:
+        raise ModelError(f"seam.width is {width}, but this LLaVA's is {cfg.text_config.hidden_size}")
     processor = AutoImageProcessor.from_pretrained(settings.checkpoint)
-    return half_from_llava(LlavaVision.from_pretrained(settings.checkpoint), width, processor)
+    side, fitted = own_framing(processor)
+    loaded = load_float32(LlavaVision, settings.checkpoint)
+    connector = loaded.model.take_connector()
+    return ClientHalf(prove_llava(loaded, side), connector, processor, fitted)
 
 
-def half_from_llava(llava: LlavaVision, width: int, processor: Any) -> ClientHalf:
-    """A client half around the vision half of a LLaVA, connector and all."""
-    if llava.config.text_config.hidden_size != width:
-        raise ModelError(f"seam.width is {width}, but this LLaVA's is {llava.config.text_config.hidden_size}")
-    connector = llava.model.multi_modal_projector
-    llava.model.connector_width = connector.linear_1.in_features
-    llava.model.multi_modal_projector = nn.Identity()  # so that the tower's features come out before the connector
-    return ClientHalf(LlavaTower(llava), connector, processor, {})
+def _vision(model: Any) -> Any:
+    """CLIP, SigLIP and their kind carry a text tower along."""
+    return getattr(model, "vision_model", model)
+
+
+def _vision_part(loaded: Loaded) -> Loaded:
+    model = _vision(loaded.model)
+    prefix = "" if model is loaded.model else "vision_model."
+    return Loaded(model, frozenset(n.removeprefix(prefix) for n in loaded.missing if n.startswith(prefix)))
+
+
+def half_from_tower(
+    model: Any, settings: config.Client, width: int, processor: Any, facts: Mapping[str, Any]
+) -> ClientHalf:
+    """A client half around a tower that was proved before; processor: None where none is at hand yet."""
+    tower = PatchTower(model, settings.hidden_layer, settings.merge, Cut(**facts))
+    return _around(tower, settings, width, processor)
+
+
+def _around(tower: PatchTower, settings: config.Client, width: int, processor: Any) -> ClientHalf:
+    connector = fresh_connector(tower.cut.width, settings.merge, settings.connector_hidden or width, width)
+    fitted = framing(processor, settings.image_size) if processor is not None else {}
+    return ClientHalf(tower, connector, processor, fitted)
+
+
+def half_from_llava(llava: LlavaVision, processor: Any, facts: Mapping[str, Any]) -> ClientHalf:
+    """A client half around the vision half of a LLaVA that was proved before; processor: as of `half_from_tower`."""
+    connector = llava.take_connector()
+    tower = LlavaTower(llava, facts["tokens"], connector.linear_1.in_features)
+    return ClientHalf(tower, connector, processor, own_framing(processor)[1] if processor is not None else {})

@@ -27,7 +27,8 @@ from transformers import (
 from transformers.modeling_outputs import CausalLMOutput
 
 from bitseam import config
-from bitseam.halves.client import LlavaTower, LlavaVision, half_from_llava, half_from_tower
+from bitseam.halves.client import half_from_llava, half_from_tower
+from bitseam.halves.llava import LlavaTower, LlavaVision
 from bitseam.halves.server import ServerHalf
 from bitseam.parties.checkpoint import Locate, load_pair
 from bitseam.parties.models import ClientModel, ServerModel
@@ -36,13 +37,16 @@ from bitseam.parties.text import TextBatch
 
 
 class BitseamConfig(PreTrainedConfig):
-    """recipe: as `asdict(Recipe)`; vision, language: transformers configurations as dictionaries."""
+    """recipe: as `asdict(Recipe)`; vision, language: transformers configurations as dictionaries; tower: its facts."""
 
     model_type = "bitseam"
 
-    def __init__(self, recipe: Any = None, vision: Any = None, language: Any = None, **kwargs: Any) -> None:
+    def __init__(
+        self, recipe: Any = None, vision: Any = None, language: Any = None, tower: Any = None, **kwargs: Any
+    ) -> None:
         kwargs.pop("tie_word_embeddings", None)  # the language model's word counts
         self.recipe, self.vision, self.language = recipe or {}, vision or {}, language or {}
+        self.tower = tower or {}
         super().__init__(tie_word_embeddings=bool(self.language.get("tie_word_embeddings")), **kwargs)
 
 
@@ -58,9 +62,10 @@ class BitseamModel(PreTrainedModel):
         processor = AutoImageProcessor.from_pretrained(folder) if folder else None
         vision, language = (_config(part) for part in (cfg.vision, cfg.language))
         if vision.model_type == "llava":
-            half = half_from_llava(LlavaVision(vision), recipe.seam.width, processor)
+            half = half_from_llava(LlavaVision(vision), processor, cfg.tower)
         else:
-            half = half_from_tower(AutoModel.from_config(vision), recipe.client, recipe.seam.width, processor)
+            tower = AutoModel.from_config(vision, dtype=torch.float32)
+            half = half_from_tower(tower, recipe.client, recipe.seam.width, processor, cfg.tower)
         server = ServerHalf(AutoModelForCausalLM.from_config(language))
         embedding = torch.zeros(server.vocabulary, server.width) if recipe.seam.text == "codes" else None
         self.client = ClientModel(half, recipe.seam, embedding)
@@ -109,6 +114,7 @@ def merge(client: Path, server: Path, out: Path, locate: Locate) -> None:
     tower = client_model.vision.tower
     vision: Any = tower.llava if isinstance(tower, LlavaTower) else tower.model
     parts = {"vision": vision.config.to_dict(), "language": language.config.to_dict()}
+    parts["tower"] = client_model.vision.facts
     with torch.device("meta"):
         whole = BitseamModel(BitseamConfig(recipe=asdict(recipe), **parts))
     whole.client, whole.server = client_model, server_model

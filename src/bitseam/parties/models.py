@@ -70,6 +70,17 @@ class ServerModel(nn.Module):
         register_tables(self, seam)
         register_dictionary(self)
 
+    def train(self, mode: bool = True) -> ServerModel:
+        """Frozen weights stay in evaluation mode, also below adapters, whose own dropout is on in training."""
+        super().train(mode)
+        language = self.language.model
+        if not all(p.requires_grad for p in language.parameters()):
+            language.eval()
+            for name, module in language.named_modules():
+                if name.endswith("lora_dropout"):
+                    module.train(mode)
+        return self
+
     def assemble(self, text: TextBatch, image: Tensor, prompt: Tensor | None, layout: Layout) -> Tensor:
         """Text and image levels -> embeddings (R, S, D), laid out.
 

@@ -17,17 +17,22 @@ class Stepper:
     """Holds a half's optimiser.
 
     Gradients arrive as sums over answer tokens and are divided by their number once, at the step; micro-batches of
-    different lengths then weigh as one large batch would.
+    different lengths then weigh as one large batch would. Weight decay acts on matrices alone, not on biases, norms,
+    scales and other vectors (by the number of dimensions, as nanoGPT does).
     """
 
     def __init__(self, model: nn.Module, rate: float, train: config.Train) -> None:
         named = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        self.names, self.parameters = list(named), list(named.values())
+        self.parameters = list(named.values())
         self._clip_norm = train.clip_norm
-        # An empty half (everything frozen) still walks through the schedule.
-        groups = self.parameters or [nn.Parameter(torch.zeros(0))]
+        matrices = [name for name, p in named.items() if p.ndim >= 2]
+        vectors = [name for name, p in named.items() if p.ndim < 2]
+        self.names = matrices + vectors  # the optimiser's order
+        # A half without vectors, or an empty one (everything frozen), still walks through the schedule.
+        decayed = {"params": [named[name] for name in matrices], "weight_decay": train.weight_decay}
+        rest = {"params": [named[name] for name in vectors] or [nn.Parameter(torch.zeros(0))], "weight_decay": 0.0}
         # Fused: one pass over the weights, which on a CPU is a third of the loop's time.
-        self.optimizer = torch.optim.AdamW(groups, lr=rate, weight_decay=train.weight_decay, fused=True)
+        self.optimizer = torch.optim.AdamW([decayed, rest], lr=rate, fused=True)
         self._lengths = round(train.warmup * train.steps), train.steps
         self.schedule = get_cosine_schedule_with_warmup(self.optimizer, *self._lengths)
 

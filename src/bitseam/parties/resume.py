@@ -28,7 +28,8 @@ def resume_training(state: Mapping[str, Tensor], stepper: Stepper) -> dict[str, 
         stepper.restore(_below("optimizer.", state))
         torch.set_rng_state(state["random.cpu"])
         for i in range(len(_cuda_random_states())):
-            torch.cuda.set_rng_state(state[f"random.cuda.{i}"], i)
+            if (cuda := state.get(f"random.cuda.{i}")) is not None:  # none, where the run was on a CPU till now
+                torch.cuda.set_rng_state(cuda, i)
     except (KeyError, RuntimeError, ValueError) as error:
         raise ModelError(f"training.safetensors does not fit this machine or half: {error}") from error
     return own_part(state)
