@@ -98,7 +98,7 @@ def test_O1_a_checkpoint_that_cannot_be_written_is_named(tiny: Tiny, disk: Disk)
     recipe = make_recipe(tiny, out=str(disk.folder))
     save(recipe, 2)
     disk.fill()
-    with pytest.raises(ModelError, match="client: the checkpoint of step 4 could not be written: .*"):
+    with pytest.raises(ModelError, match="client: the checkpoint of step 4 could not be written: "):
         save(recipe, 4)
     assert held(recipe, "client")[1] == [2]
     disk.free()
@@ -122,9 +122,9 @@ def test_O2_a_folder_is_of_one_process_until_it_is_dead(tmp_path: Path) -> None:
         assert holder.stdout is not None
         pid, worker = map(int, holder.stdout.readline().split())
         try:
-            with pytest.raises(ConfigError, match=rf"server: another process \(pid {pid}\) runs in this folder"):
-                with claimed(tmp_path, "server"):
-                    pass
+            taken = rf"server: another process \(pid {pid}\) runs in this folder"
+            with pytest.raises(ConfigError, match=taken), claimed(tmp_path, "server"):
+                pass
             with claimed(tmp_path, "client"):  # the other side has a folder of its own
                 pass
         finally:
@@ -175,9 +175,9 @@ def test_O7_a_cache_that_cannot_be_written_is_told_before_anything_is_loaded(
     (tmp_path / "file").write_text("mine")
     monkeypatch.setenv("BITSEAM_CACHE", str(tmp_path / "file"))
     recipe = make_recipe(tiny, out=str(tmp_path / "run"), client__checkpoint="/nowhere")
-    with pytest.raises(AssetError, match="file.*BITSEAM_CACHE moves the cache"):
+    with pytest.raises(AssetError, match=r"file.*BITSEAM_CACHE moves the cache"):
         run_training(recipe, locate)
-    with pytest.raises(AssetError, match="file.*BITSEAM_CACHE moves the cache"):
+    with pytest.raises(AssetError, match=r"file.*BITSEAM_CACHE moves the cache"):
         fetch(["cifar10"])
 
 
