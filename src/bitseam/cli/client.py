@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -79,10 +80,13 @@ def run_training(recipe: config.Recipe, locate: Locate) -> None:
     """`bitseam train`: train, or go on where OUT/client ends; evaluate on the test file if there is one, and write
     OUT/client/summary.json."""
     with claimed(recipe.folder, "client"):
-        _run_training(recipe, locate)
+        stopped = _run_training(recipe, locate)
+    if stopped is not None:
+        sys.exit(128 + stopped)  # as of who is ended by it
 
 
-def _run_training(recipe: config.Recipe, locate: Locate) -> None:
+def _run_training(recipe: config.Recipe, locate: Locate) -> signal.Signals | None:
+    """The signal that has stopped it before its end."""
     held(recipe, "client")  # a folder of another recipe is told before anything else is loaded
     if _stores_features(recipe):
         require_cache("features")
@@ -93,10 +97,10 @@ def _run_training(recipe: config.Recipe, locate: Locate) -> None:
         start = time.perf_counter()
         with told_by(TERMINATED, _GRACE) as told:
             checkpoint = train(party.session, recipe, batches, told)
-        if party.session.reached < recipe.train.steps:
-            assert told.by is not None
-            log.warning("stopped by %s; both halves are in %s: the same command goes on", told.by.name, checkpoint)
-            sys.exit(128 + told.by)
+        if told.by is not None and party.session.reached < recipe.train.steps:
+            where = f"step {party.session.reached}, which both sides have written"
+            log.warning("stopped by %s after %s; the same command goes on from there", told.by.name, where)
+            return told.by
         seconds = time.perf_counter() - start
         ledger, socket = party.session.ledger, party.session.socket_bytes()
         summary = {
@@ -118,6 +122,7 @@ def _run_training(recipe: config.Recipe, locate: Locate) -> None:
     summary["checkpoint"] = str(checkpoint)
     Byproduct(recipe.folder / "client" / "summary.json").replace(json.dumps(summary, indent=1))
     stdout.print(f"The client's half is in {checkpoint}; curves: tensorboard --logdir {recipe.folder}")
+    return None
 
 
 def run_evaluation(recipe: config.Recipe, locate: Locate, checkpoint: Path | None) -> None:
