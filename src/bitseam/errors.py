@@ -22,8 +22,31 @@
         |-- PeerGoneError        the peer went away
         `-- SessionLostError     the peer came back, but at an earlier step
 
-The command line prints the message of any of them, without a traceback, and exits with status 1.
+The command line prints the message of any of them, without a traceback, and exits with status 1. What others wrote goes
+into such a message, or into a log, through `printable`.
 """
+
+import unicodedata
+
+# Of formatting characters, those that turn the order of the text behind them: right-to-left overrides, isolates.
+_TURNING = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+_UNSEEN = frozenset({"Cc", "Cs", "Zl", "Zp"})  # control characters, lone surrogates, line and paragraph separators
+
+
+def printable(text: str, most: int | None = 300, lines: bool = False) -> str:
+    """What others wrote, for a message, a log or a terminal: it steers nothing, and does not go on for ever.
+
+    Control characters (escape sequences, carriage returns), lone surrogates and what turns the direction of writing are
+    spelt out, as in "\\x1b". most: characters to show, None for all; lines: keep line feeds and tabs.
+    """
+    cut = text if most is None or len(text) <= most else f"{text[:most]}... ({len(text)} characters)"
+    if cut.isprintable():
+        return cut
+    return "".join(c if _shows(c) or (lines and c in "\n\t") else ascii(c)[1:-1] for c in cut)
+
+
+def _shows(character: str) -> bool:
+    return unicodedata.category(character) not in _UNSEEN and character not in _TURNING
 
 
 class BitseamError(Exception):
