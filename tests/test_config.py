@@ -92,3 +92,31 @@ def test_a_plan_is_laid_over_the_recipe_key_by_key(tmp_path: Path) -> None:
     plan.write_text("[seam.image_up]\nlevls = 9\n")
     with pytest.raises(ConfigError, match=r"plan\.toml: seam.image_up.levls: unknown key"):
         load_recipe(RECIPES[0], plan=plan)
+
+
+NESTED = 100_000
+HOSTILE = {
+    "deep lists": f"a = {'[' * NESTED}{']' * NESTED}",
+    "deep tables": f"a = {'{a=' * NESTED}1{'}' * NESTED}",
+    "deep keys": "a" + ".a" * NESTED + " = 1",
+    "many digits": "seed = " + "9" * 5000,
+    "a large hexadecimal number": "seed = 0x" + "f" * 5000,
+    "a large count": "[train]\nsteps = 99999999999999999999999999",
+    "a nul byte in a path": 'out = "a\\u0000b"',
+    "a name that leads away": 'name = ".."',
+    "control characters in a key": '"a\\u001b[31m\\nb" = 1',
+    "control characters in a value": 'device = "a\\u001b[31m\\nb"',
+    "a long value": f'device = "{"x" * 100_000}"',
+    "many faults": "".join(f"k{i} = 1\n" for i in range(5000)),
+    "not a number": "[client]\ncheckpoint = 'x'\nrate = nan",
+    "a date": "seed = 1979-05-27",
+}
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+def test_hostile_recipes_are_refused_in_one_short_line(tmp_path: Path, case: str) -> None:
+    (tmp_path / "bad.toml").write_text(HOSTILE[case])
+    with pytest.raises(ConfigError, match=r"bad.toml: ") as caught:
+        load_recipe(tmp_path / "bad.toml")
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 4000

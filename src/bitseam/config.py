@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,16 +17,21 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
-from bitseam.errors import ConfigError
+from bitseam.errors import ConfigError, printable
 
+_MOST_FAULTS = 20  # that an error names
+_MOST_BYTES = 2**20  # of a recipe
+# Python's reader of TOML takes gigabytes for keys of very many parts.
+_DEEP_KEY = re.compile(r"""(?:\.[ \t]*(?:[\w-]+|"(?:[^"\\\n]|\\.)*"|'[^'\n]*')[ \t]*){20}""")
 _strict = ConfigDict(extra="forbid")  # a misspelt option must never be silently ignored
 
-Count = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=1, le=2**53)]
 Rate = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Levels = Annotated[int, Field(ge=2, le=65536)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Multiple = Annotated[float, Field(ge=0.01, le=100)]
-Name = Annotated[str, Field(min_length=1)]
+Plain = Annotated[str, Field(pattern=r"^[^\x00]*$")]  # a path or a name for the system, which takes no zero byte
+Name = Annotated[Plain, Field(min_length=1)]
 QuantizerName = Literal[
     "rd-fsq", "rd-fsq-tensor", "tanh-fsq", "learned-clip-fsq", "step-fsq", "rate-fsq", "fp32", "fp16", "bf16"
 ]
@@ -148,7 +154,7 @@ class Text:
     """
 
     tokenizer: Name
-    prompt: str = "chat"
+    prompt: Plain = "chat"
     max_tokens: Count = 512  # longest prompt with its answer; a longer row is refused
 
     def __post_init__(self) -> None:
@@ -160,8 +166,8 @@ class Text:
 class Data:
     """JSON Lines with `image`, `question`, `answer` and, for reports, `task`; image paths relative to the file."""
 
-    train: str
-    test: str = ""
+    train: Plain
+    test: Plain = ""
     cache_features: bool = True  # frozen vision features are kept on the client's disk
 
 
@@ -198,10 +204,10 @@ class Network:
     have to compute; a client that is cut off comes back to where it was.
     """
 
-    address: str = "localhost:50051"
-    certificates: str = "certs"
-    allow_list: str = ""
-    metrics: str = "localhost:0"  # where the server tells its own machine how it is doing, over plain HTTP; empty: off
+    address: Plain = "localhost:50051"
+    certificates: Plain = "certs"
+    allow_list: Plain = ""
+    metrics: Plain = "localhost:0"  # where the server tells its own machine how it is doing, over HTTP; empty: off
     plaintext_that_anyone_can_read_and_change: bool = False  # between machines, where `certificates` is empty
     patience: Annotated[float, Field(ge=0, le=1e6)] = 600.0  # seconds that a client goes on trying to reach its server
     keepalive: Annotated[float, Field(ge=0.1, le=1e6)] = 20.0  # seconds of silence until a peer is asked if it is there
@@ -220,7 +226,7 @@ class Network:
 class Recipe:
     """One run. `threads` is for each process; 0 leaves PyTorch's choice."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+$")]
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._-]*$", max_length=100)]
     client: Client
     server: Server
     seam: Seam
@@ -228,9 +234,9 @@ class Recipe:
     data: Data
     train: Train
     network: Network = Network()
-    out: str = ""  # folder of checkpoints and logs; runs/NAME by default
+    out: Plain = ""  # folder of checkpoints and logs; runs/NAME by default
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0  # what TOML's integers hold
-    threads: Annotated[int, Field(ge=0)] = 0
+    threads: Annotated[int, Field(ge=0, le=4096)] = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"
 
     @property
@@ -257,8 +263,13 @@ def parse_recipe(raw: Mapping[str, Any], where: str) -> Recipe:
     try:
         return TypeAdapter(Recipe).validate_python(raw)
     except ValidationError as error:
-        lines = [_explain(item) for item in error.errors()]
+        faults = error.errors(include_url=False, include_context=False)
+        lines = [_explain(item) for item in faults[:_MOST_FAULTS]]
+        if len(faults) > _MOST_FAULTS:
+            lines.append(f"and {len(faults) - _MOST_FAULTS:,} more")
         raise ConfigError(f"{where}: " + "; ".join(lines)) from error
+    except RecursionError as error:
+        raise ConfigError(f"{where}: it is nested too deeply") from error
 
 
 def canonical(value: Any) -> str:
@@ -269,11 +280,18 @@ def canonical(value: Any) -> str:
 
 def _read(path: str | Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        with Path(path).open("rb") as file:
+            raw = file.read(_MOST_BYTES + 1)
+        text = raw.decode()
+        if len(raw) > _MOST_BYTES or _DEEP_KEY.search(text):
+            raise ConfigError(f"{path}: over {_MOST_BYTES:,} bytes, or a key of over 20 parts: not a recipe")
+        return tomllib.loads(text)
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot read the recipe: {error}") from error
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{path}: not valid TOML: {error}") from error
+    except RecursionError as error:
+        raise ConfigError(f"{path}: it is nested too deeply") from error
+    except ValueError as error:  # TOML's own, and numbers that Python does not read
+        raise ConfigError(f"{path}: not valid TOML: {printable(str(error))}") from error
 
 
 def _lay_over(raw: dict[str, Any], fragment: Mapping[str, Any]) -> None:
@@ -285,13 +303,20 @@ def _lay_over(raw: dict[str, Any], fragment: Mapping[str, Any]) -> None:
 
 
 def _explain(item: Any) -> str:
-    key = ".".join(str(part) for part in item["loc"] if not str(part).startswith("literal["))
+    key = printable(".".join(str(part) for part in item["loc"] if not str(part).startswith("literal[")))
     if item["type"] == "unexpected_keyword_argument":
         return f"{key}: unknown key"
     if item["type"] == "missing":
         return f"{key}: missing"
-    shown = "" if isinstance(item["input"], dict) else f" (got {item['input']!r})"
-    return f"{key}: {item['msg']}{shown}"
+    shown = "" if isinstance(item["input"], dict) else f" (got {_shown(item['input'])})"
+    return f"{key}: {printable(item['msg'])}{shown}"
+
+
+def _shown(value: Any) -> str:
+    try:
+        return printable(repr(value))
+    except (ValueError, RecursionError):  # a number of very many digits, a list of very many lists
+        return f"a very large {type(value).__name__}"
 
 
 def _set(raw: dict[str, Any], keys: list[str], value: Any, path: str | Path) -> None:

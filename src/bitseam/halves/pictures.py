@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from PIL import ExifTags, Image, ImageCms, ImageFile
 
-from bitseam.errors import DataError
+from bitseam.errors import DataError, printable
 
 MOST_PIXELS = 2**25  # of a picture that goes on; any tower sees far fewer
 _BLOCK = 2048  # pixels; conversions go block by block, so that they hold little beside the picture
@@ -74,7 +74,7 @@ def upright_rgb(image: Image.Image) -> Image.Image:
         with quiet():
             return _upright_rgb(image)
     except Exception as error:  # decoders raise anything
-        raise DataError(f"not a readable image: {one_line(error)}") from error
+        raise DataError(f"not a readable image: {cause(error)}") from error
 
 
 def reduction(width: int, height: int) -> int:
@@ -85,15 +85,15 @@ def reduction(width: int, height: int) -> int:
     return factor
 
 
-def middle(image: Image.Image, processor: Any, size: Mapping[str, Any]) -> Image.Image:
+def middle(image: Image.Image, processor: Any, arguments: Mapping[str, Any]) -> Image.Image:
     """Cut off what an image processor resizes only to crop it away, where that is much.
 
     A processor that brings the shortest edge to some size and takes the middle would make 1.8 million columns of 8,000
-    x 1 pixels. What it takes then differs from what it would have taken by less than a pixel of its own. `size`: the
-    processor's arguments, which go before its own settings.
+    x 1 pixels. What it takes then differs from what it would have taken by less than a pixel of its own.
+    `arguments`: of the call to the processor, which go before its own settings.
     """
-    resized = size.get("size") or getattr(processor, "size", None) or {}
-    if not (getattr(processor, "do_center_crop", False) and resized.get("shortest_edge")):
+    size, crops = (arguments.get(name) or getattr(processor, name, None) for name in ("size", "do_center_crop"))
+    if not (crops and size and size.get("shortest_edge")):
         return image
     width, height = image.size
     most = _MOST_ASPECT * min(width, height)
@@ -104,11 +104,9 @@ def middle(image: Image.Image, processor: Any, size: Mapping[str, Any]) -> Image
     return image.crop((left, top, width - left, height - top))
 
 
-def one_line(what: object) -> str:
-    """Text of others as one line without control characters, shortened; an error without text by its name."""
-    text = "".join(c if c.isprintable() else " " for c in str(what)) or type(what).__name__
-    text = " ".join(text.split())
-    return text if len(text) <= 300 else f"{text[:200]} ... ({len(text):,} characters)"
+def cause(error: Exception) -> str:
+    """What a decoder says of a file, as part of one line; its kind where it says nothing."""
+    return printable(" ".join(str(error).split())) or type(error).__name__
 
 
 def _upright_rgb(image: Image.Image) -> Image.Image:
