@@ -95,12 +95,12 @@ def load_client_half(settings: config.Client, width: int) -> ClientHalf:
     name = f"client.checkpoint {settings.checkpoint!r}"
     try:
         cfg = AutoConfig.from_pretrained(settings.checkpoint)
-        name = f"{name}, a {cfg.model_type}"
+        name = f"{name} ({cfg.model_type})"
         half = (_from_llava if cfg.model_type == "llava" else _from_tower)(settings, width, cfg)
     except ModelError as error:
         raise ModelError(f"{name}: {error}") from error
     except Exception as error:  # whatever another's code raises on anyone's files
-        raise ModelError(f"{name}, cannot be loaded: {first_sentence(error)}") from error
+        raise ModelError(f"{name} cannot be loaded: {first_sentence(error)}") from error
     if not settings.tune_vision:
         half.tower.requires_grad_(False)
     return half.train()

@@ -82,7 +82,9 @@ def check_takes_images(model: Any) -> None:
     wanted = [name for name, p in named.items() if p.default is p.empty and p.kind not in kinds]
     more = [name for name in wanted if name != "pixel_values"]
     if "pixel_values" not in named or "input_ids" in named:
-        raise uncut("it does not take images alone")
+        raise uncut(
+            "it takes more than images; give a tower such as DINOv2 or SigLIP, or a LLaVA 1.5 (model type llava)"
+        )
     if more:
         raise uncut(f"it wants {', '.join(more)} besides pixels")
 
@@ -91,18 +93,18 @@ def _arguments(model: Any, side: int) -> Cut:
     """What the forward pass takes; the rest is to be found."""
     check_takes_images(model)
     named = inspect.signature(model.forward).parameters
-    other = _own_side(model.config) not in (None, side)
-    interpolated = ("interpolate_pos_encoding",) if other and "interpolate_pos_encoding" in named else ()
-    patch, ordered = getattr(model.config, "patch_size", 1), "noise" in named
-    if ordered:
-        model.config.mask_ratio = 0.0  # masked autoencoders drop patches at random
-    return Cut(side // patch if ordered else 0, 0, 0, "", interpolated, ordered)
+    resized = any(edge != side for edge in _edges(model.config, "image_size"))
+    interpolated = ("interpolate_pos_encoding",) if resized and "interpolate_pos_encoding" in named else ()
+    if "noise" not in named:
+        return Cut(0, 0, 0, "", interpolated)
+    model.config.mask_ratio = 0.0  # masked autoencoders drop patches at random
+    return Cut(side // max([1, *_edges(model.config, "patch_size")]), 0, 0, "", interpolated, ordered=True)
 
 
-def _own_side(cfg: Any) -> int | None:
-    """Pixels that the position embedding is made for, where the configuration tells."""
-    size = getattr(cfg, "image_size", None)
-    return size[0] if isinstance(size, list | tuple) else size
+def _edges(cfg: Any, name: str) -> list[int]:
+    """Pixels along the edges, where the configuration tells: image_size, patch_size."""
+    size = getattr(cfg, name, None)
+    return list(size) if isinstance(size, list | tuple) else [size] if size else []
 
 
 def _noise(side: int) -> Tensor:
@@ -131,11 +133,10 @@ def _traced(model: Any, pixels: Tensor, cut: Cut, side: int) -> _Trace:
         out = model(pixel_values=pixels, output_hidden_states=True, **extras(cut, len(pixels), pixels.device))
         return _Trace(tuple(out.hidden_states), out.last_hidden_state, norms, out.get("reshaped_hidden_states"))
     except Exception as error:  # whatever another's code raises
-        made = _own_side(model.config)
-        if made not in (None, side):
-            raise ModelError(
-                f"client.image_size is {side}, and this tower, made for {made}, cannot take that: {first_sentence(error)}"
-            ) from error
+        made = _edges(model.config, "image_size")
+        if any(edge != side for edge in made):
+            sizes = f"client.image_size is {side}, and this tower is made for {made[0]} and cannot take another"
+            raise ModelError(f"{sizes}: {first_sentence(error)}") from error
         raise uncut(f"a picture of {side} x {side} pixels cannot go through: {first_sentence(error)}") from error
     finally:
         for hook in hooks:
@@ -151,21 +152,25 @@ def _place(model: Any, noise: Tensor, cut: Cut, trace: _Trace, hidden_layer: int
     """Where patch tokens are in the layer's state: a square in rows from above, each of its own patch of pixels."""
     first, side = _square(trace.states[0])
     pixels = noise.shape[-1]
+    state = trace.states[hidden_layer]
+    staged = as_tokens(state).shape[1] != as_tokens(trace.states[0]).shape[1]  # fewer tokens from stage to stage
+    patch = max(_edges(model.config, "patch_size"), default=pixels // side)
+    if not staged and pixels % (patch * merge):
+        raise ModelError(f"client.image_size {pixels} must be a multiple of patch size x merge = {patch * merge}")
     if trace.states[0].ndim == 3:  # of a map, the order is plain
         _check_order(model, noise, cut, trace.states[0], first, side)
-    state = trace.states[hidden_layer]
     if state.ndim not in (3, 4) or (state.ndim == 4 and state.shape[2] != state.shape[3]):
         raise uncut(f"its hidden state {hidden_layer} is of shape {list(state.shape[1:])}: no square of tokens")
-    if as_tokens(state).shape[1] != as_tokens(trace.states[0]).shape[1]:  # fewer: towers of several stages
+    if staged:
         first, side = 0, math.isqrt(as_tokens(state).shape[1])
         told = state if state.ndim == 4 else trace.maps[hidden_layer] if trace.maps else None
         if told is None or side**2 != as_tokens(state).shape[1] or not _same(as_tokens(told), as_tokens(state)):
             raise uncut(f"the tokens of its hidden state {hidden_layer} cannot be told to be a square in rows")
-    patch = -(-pixels // side)
-    if pixels % side or side % merge:
-        raise ModelError(
-            f"client.image_size {pixels} must be a multiple of patch size x merge = {patch * merge} ({patch} x {merge})"
-        )
+        if pixels % side or (pixels // side).bit_count() != 1 or side % merge:  # stages halve
+            raise ModelError(
+                f"client.image_size {pixels} does not divide into the {side} x {side} patches of hidden layer "
+                f"{hidden_layer} (merge {merge}); take a multiple of {32 * merge}"
+            )
     return replace(cut, side=side, first=first, width=as_tokens(state).shape[-1])
 
 
@@ -186,10 +191,8 @@ def _square(embedded: Tensor) -> tuple[int, int]:
 def _check_order(model: Any, noise: Tensor, cut: Cut, embedded: Tensor, first: int, side: int) -> None:
     """Patches of the second picture, put into the first at random places, change those tokens and no others."""
     pixels = noise.shape[-1]
-    if pixels % side:
-        raise ModelError(f"client.image_size {pixels} is no multiple of its {side} patches along an edge")
     taken = torch.rand(side, side, generator=torch.Generator().manual_seed(1)) < 0.5
-    cells = taken.repeat_interleave(pixels // side, 0).repeat_interleave(pixels // side, 1)
+    cells = taken.repeat_interleave(-(-pixels // side), 0).repeat_interleave(-(-pixels // side), 1)[:pixels, :pixels]
     mixed = torch.where(cells, noise[1], noise[0])[None]
     out = model(pixel_values=mixed, output_hidden_states=True, **extras(cut, 1, noise.device))
     moved = _changed(embedded[0], out.hidden_states[0][0])[first : first + side**2]
@@ -216,7 +219,7 @@ def _normed(model: Any, cut: Cut, trace: _Trace, hidden_layer: int) -> Cut:
             found = name  # of the class token alone
     if not found and not _same(last, final):
         raise uncut("its last_hidden_state is no norm of its last hidden state: its final norm cannot be told")
-    if found and _own_width(model, found) != cut.width or (done and is_last):
+    if (found and _own_width(model, found) != cut.width) or (done and is_last):
         found = ""
     if found and not _each_token(model.get_submodule(found), as_tokens(trace.states[hidden_layer])):
         raise uncut(f"its final norm, {found}, mixes tokens or pictures")

@@ -46,5 +46,5 @@ def some(names: Iterable[str]) -> str:
 def first_sentence(error: BaseException) -> str:
     """Of a message that may go on for thousands of characters; the error's class where it says nothing."""
     text = " ".join(str(error).split())
-    sentence = re.split(r"(?<=[.!?:;])\s", text, maxsplit=1)[0].rstrip(".:; ")
+    sentence = re.split(r"(?<=[.!?])\s", text, maxsplit=1)[0].rstrip(".:; ")
     return (sentence[:297] + "..." if len(sentence) > 300 else sentence) or type(error).__name__
