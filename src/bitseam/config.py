@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
-from bitseam.errors import ConfigError
+from bitseam.errors import ConfigError, printable
 
 _strict = ConfigDict(extra="forbid")  # a misspelt option must never be silently ignored
 
@@ -144,12 +144,14 @@ class Seam:
 class Text:
     """Tokenizer (asset, folder or hub id) and prompt.
 
-    prompt: `chat` for the tokenizer's own chat template, or a template with {image} and {question}.
+    prompt: `chat` for the tokenizer's own chat template, or a template with {image} and {question}. max_answer_tokens:
+    of an answer in an evaluation; as many as the longest right one has where it is left out.
     """
 
     tokenizer: Name
     prompt: str = "chat"
     max_tokens: Count = 512  # longest prompt with its answer; a longer row is refused
+    max_answer_tokens: Count | None = None
 
     def __post_init__(self) -> None:
         if self.prompt != "chat" and not all(self.prompt.count(f) == 1 for f in ("{image}", "{question}")):
@@ -285,12 +287,12 @@ def _lay_over(raw: dict[str, Any], fragment: Mapping[str, Any]) -> None:
 
 
 def _explain(item: Any) -> str:
-    key = ".".join(str(part) for part in item["loc"] if not str(part).startswith("literal["))
+    key = printable(".".join(str(part) for part in item["loc"] if not str(part).startswith("literal[")))
     if item["type"] == "unexpected_keyword_argument":
         return f"{key}: unknown key"
     if item["type"] == "missing":
         return f"{key}: missing"
-    shown = "" if isinstance(item["input"], dict) else f" (got {item['input']!r})"
+    shown = "" if isinstance(item["input"], dict) else f" (got {printable(repr(item['input']))})"
     return f"{key}: {item['msg']}{shown}"
 
 

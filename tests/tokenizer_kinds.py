@@ -81,9 +81,7 @@ def word_piece() -> Tokenizer:
 def word_level() -> Tokenizer:
     """Words between spaces: a control token between spaces is one of them."""
     words = {word: None for line in CORPUS for word in line.split()}
-    tokenizer = Tokenizer(
-        models.WordLevel({word: i for i, word in enumerate([*SPECIAL, *words])}, unk_token="<unk>")
-    )
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate([*SPECIAL, *words])}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return tokenizer
 
