@@ -150,12 +150,14 @@ class Seam:
 class Text:
     """Tokenizer (asset, folder or hub id) and prompt.
 
-    prompt: `chat` for the tokenizer's own chat template, or a template with {image} and {question}.
+    prompt: `chat` for the tokenizer's own chat template, or a template with {image} and {question}. max_answer_tokens:
+    of an answer in an evaluation; as many as the longest right one has where it is left out.
     """
 
     tokenizer: Name
     prompt: Plain = "chat"
     max_tokens: Count = 512  # longest prompt with its answer; a longer row is refused
+    max_answer_tokens: Count | None = None
 
     def __post_init__(self) -> None:
         if self.prompt != "chat" and not all(self.prompt.count(f) == 1 for f in ("{image}", "{question}")):

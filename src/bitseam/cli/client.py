@@ -23,8 +23,9 @@ from bitseam.data.batches import Batches
 from bitseam.data.features import Features, LiveFeatures, StoredFeatures
 from bitseam.data.images import open_image
 from bitseam.data.rows import Row, read_rows
-from bitseam.errors import ConfigError
-from bitseam.evals import evaluate, wilson
+from bitseam.errors import ConfigError, printable
+from bitseam.evals import answer_room, evaluate, wilson
+from bitseam.parties.answer_stream import AnswerStream
 from bitseam.parties.byproducts import Byproduct
 from bitseam.parties.checkpoint import Identity, Locate, build_client, held, load_client, newest
 from bitseam.parties.claim import claimed
@@ -32,6 +33,7 @@ from bitseam.parties.client import ClientSession
 from bitseam.parties.console import Terminal, plain
 from bitseam.parties.device import choose_device
 from bitseam.parties.ledger import Ledger
+from bitseam.parties.limits import new_tokens
 from bitseam.parties.models import ClientModel
 from bitseam.parties.prompts import Prompter
 from bitseam.parties.runlog import peak_memory
@@ -92,6 +94,8 @@ def _run_training(recipe: config.Recipe, locate: Locate) -> signal.Signals | Non
         require_cache("features")
     rows, tests = read_rows(recipe.data.train), read_rows(recipe.data.test) if recipe.data.test else []
     with open_party(recipe, locate, None, training=True) as party:
+        if tests:
+            answer_room(party.prompter, tests, recipe.text)  # too long an answer is told before the first step
         features = _features(party, recipe, [*rows, *tests])
         batches = Batches(rows, features, party.prompter, recipe.train.batch, recipe.seed)
         start = time.perf_counter()
@@ -139,24 +143,28 @@ def run_question(
     recipe: config.Recipe, locate: Locate, image: Path, question: str, checkpoint: Path | None, max_new_tokens: int
 ) -> str:
     """`bitseam ask`: print the answer as it comes; returns it."""
+    if max_new_tokens > (most := new_tokens(recipe.text)):
+        raise ConfigError(f"--max-new-tokens {max_new_tokens}: the server gives {most} at the most (text.max_tokens)")
     row = Row(image, question, "")
     open_image(image)  # a bad file is told before anything else is loaded
     with open_party(recipe, locate, checkpoint or newest(recipe.folder, "client"), training=False) as party:
         features = LiveFeatures(party.model.vision).of([row.image])
         text = party.prompter.batch([question])
-        ids: list[int] = []
-        shown = ""
-        for token in party.session.ask(features, text, max_new_tokens):
-            ids += token
-            answer = party.prompter.decode(ids)
-            print(answer[len(shown) :], end="", flush=True)
-            shown = answer
-        print()
+        answer = AnswerStream(party.prompter)
+        for ids in party.session.ask(features, text, max_new_tokens):
+            _write(answer.feed(ids))
+        _write(answer.close() + "\n")
         codes = party.session.ledger.coded_bytes("Ask", "image")
         Terminal(stderr=True).print(
             f"the image went up as {codes:,} bytes of codes; its file has {os.path.getsize(image):,}"
         )
-    return shown
+    return answer.text
+
+
+def _write(text: str) -> None:
+    """To standard output, and at once; a model's control characters are spelt out there."""
+    sys.stdout.write(printable(text, None, lines=True))
+    sys.stdout.flush()
 
 
 def show_ledger(ledger: Ledger, socket: tuple[int, int] | None) -> None:
@@ -193,11 +201,16 @@ def _features(party: Party, recipe: config.Recipe, rows: list[Row]) -> Features:
 
 
 def _evaluate(party: Party, features: Features, rows: list[Row], recipe: config.Recipe) -> dict[str, object]:
-    result = evaluate(party.session, party.prompter, rows, features.of)
+    room = answer_room(party.prompter, rows, recipe.text)
+    result = evaluate(party.session, party.prompter, rows, features.of, longest=room)
     table = Table("task", "correct", "of", "accuracy", "95 % interval", title="Accuracy")
     for task, score in result.scores.items():
         low, high = wilson(score.correct, score.total)
         share = score.correct / score.total
         table.add_row(plain(task), str(score.correct), str(score.total), f"{share:.1%}", f"{low:.1%} to {high:.1%}")
     stdout.print(table)
+    if cut := sum(len(party.prompter.answer(row.answer)) > room for row in rows):
+        stdout.print(
+            f"{cut} right answers have more tokens than text.max_answer_tokens, {room}: no answer can be theirs"
+        )
     return {"tasks": {task: asdict(score) for task, score in result.scores.items()}, "answers": result.answers}

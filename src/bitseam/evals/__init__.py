@@ -1,5 +1,5 @@
 """Evaluation through the split."""
 
-from bitseam.evals.answers import Evaluation, Score, evaluate, normal, wilson
+from bitseam.evals.answers import Evaluation, Score, answer_room, evaluate, normal, wilson
 
-__all__ = ["Evaluation", "Score", "evaluate", "normal", "wilson"]
+__all__ = ["Evaluation", "Score", "answer_room", "evaluate", "normal", "wilson"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import unicodedata
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -13,9 +14,14 @@ from typing import Protocol, TypeVar
 from rich.progress import track
 from torch import Tensor
 
+from bitseam import config
+from bitseam.errors import DataError, printable
 from bitseam.parties.client import ClientSession
-from bitseam.parties.limits import QUESTIONS
+from bitseam.parties.console import Terminal
+from bitseam.parties.limits import QUESTIONS, new_tokens
 from bitseam.parties.prompts import Prompter
+
+_SIGNS = frozenset("%‰‱٪#&@*/\\'\"†‡§¶·•\u2032\u2033\u2034")  # stand with numbers and names, and are no punctuation
 
 
 class Question(Protocol):
@@ -54,20 +60,22 @@ def evaluate(
     rows: Sequence[Q],
     features: Callable[[Sequence[Path]], Tensor],
     batch: int = QUESTIONS,
-    longest: int = 8,
+    longest: int | None = None,
 ) -> Evaluation:
-    """Ask every row's question, greedily, `longest` tokens at the most.
+    """Ask every row's question, greedily.
 
-    features: images -> (I, M, Dv).
+    features: images -> (I, M, Dv). longest: tokens of an answer, its end among them; by default as many as the longest
+    right answer has.
     """
+    room = longest or max(len(prompter.answer(row.answer)) for row in rows)
     scores: defaultdict[str, Score] = defaultdict(Score)
     answers: list[str] = []
-    for start in track(range(0, len(rows), batch), description="evaluation"):
+    for start in track(range(0, len(rows), batch), description="evaluation", console=Terminal()):
         chunk = rows[start : start + batch]
         images = [row.image for row in chunk]
         text = prompter.batch([row.question for row in chunk], images=images)
         shown = features([image for image, _ in groupby(images)])
-        tokens = zip(*session.ask(shown, text, longest), strict=True)
+        tokens = zip(*session.ask(shown, text, room), strict=True)
         for row, ids in zip(chunk, tokens, strict=True):
             answer = prompter.decode(ids)
             answers.append(answer)
@@ -76,9 +84,51 @@ def evaluate(
     return Evaluation(dict(scores), answers)
 
 
+def answer_room(prompter: Prompter, rows: Sequence[Question], text: config.Text) -> int:
+    """Tokens to let an answer have: text.max_answer_tokens, or as many as the longest right answer has with its end.
+
+    Raises DataError for one that is longer than the server answers.
+    """
+    if text.max_answer_tokens is not None:
+        return text.max_answer_tokens
+    longest, row = max(((len(prompter.answer(row.answer)), row) for row in rows), key=lambda pair: pair[0])
+    if longest > (most := new_tokens(text)):
+        raise DataError(
+            f"data.test: the answer {printable(row.answer, 80)!r} has {longest} tokens, and the server gives {most} at "
+            f"the most: set text.max_answer_tokens = {longest} on both sides"
+        )
+    return longest
+
+
 def normal(answer: str) -> str:
-    """An answer without case, outer spaces and closing punctuation."""
-    return answer.strip().strip(".!").strip().lower()
+    """An answer as it is compared: equal text of Unicode, without case, quotes around it, spaces beyond one, and
+    punctuation at its ends.
+
+    Less than SQuAD's and VQA's scripts do: articles, and punctuation inside, stay, as do signs of numbers ("-1", "3.5",
+    "50%"). What is punctuation alone stays as it is.
+    """
+    folded = unicodedata.normalize("NFC", unicodedata.normalize("NFC", answer).casefold())
+    whole = text = " ".join(folded.split())
+    while True:
+        before = text
+        while text and _closes(text[-1]):
+            text = text[:-1].rstrip()
+        while text and _closes(text[0]) and not text[1:2].isdigit():
+            text = text[1:].lstrip()
+        if len(text) > 1 and _quotes(text[0]) and _quotes(text[-1]):
+            text = text[1:-1].strip()
+        if text == before:
+            return text or whole
+
+
+def _closes(character: str) -> bool:
+    """Whether it is punctuation of sentences, in any script: Unicode calls that "other"."""
+    return unicodedata.category(character) == "Po" and unicodedata.normalize("NFKC", character) not in _SIGNS
+
+
+def _quotes(character: str) -> bool:
+    name = unicodedata.name(character, "")
+    return character in "'`" or "QUOTATION MARK" in name or "CORNER BRACKET" in name
 
 
 def wilson(correct: int, total: int) -> tuple[float, float]:

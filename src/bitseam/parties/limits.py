@@ -53,10 +53,15 @@ def session_limits(recipe: config.Recipe, vocabulary: int) -> Limits:
         channels=widest,
         tables=max(tables, default=0),
         rotation=rotation,
-        new_tokens=max(recipe.text.max_tokens, ANSWER),
+        new_tokens=new_tokens(recipe.text),
         hello_seconds=recipe.network.hello_seconds,
         idle_seconds=recipe.network.idle_seconds,
     )
+
+
+def new_tokens(text: config.Text) -> int:
+    """The most that one question may be answered with."""
+    return max(text.max_tokens, ANSWER, text.max_answer_tokens or 0)
 
 
 def held_bytes(limits: Limits, sessions: int) -> int:
