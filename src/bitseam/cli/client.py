@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -21,7 +22,9 @@ from bitseam.data.assets import cache_folder
 from bitseam.data.batches import Batches
 from bitseam.data.features import Features, LiveFeatures, StoredFeatures
 from bitseam.data.images import open_image
-from bitseam.data.rows import Row, read_rows
+from bitseam.data.kept import keep_rows
+from bitseam.data.rows import Row, listed
+from bitseam.data.survey import Survey, survey
 from bitseam.errors import ConfigError
 from bitseam.evals import evaluate, wilson
 from bitseam.parties.checkpoint import Identity, Locate, build_client, held, load_client, newest
@@ -35,6 +38,7 @@ from bitseam.parties.seam import build_seam, terms
 from bitseam.train import train
 from bitseam.transport import Tls, connect
 
+log = logging.getLogger(__name__)
 stdout = Console()
 
 
@@ -48,8 +52,10 @@ class Party:
 
 
 @contextmanager
-def open_party(recipe: config.Recipe, locate: Locate, checkpoint: Path | None, training: bool) -> Iterator[Party]:
-    """Build or load the client half, connect, and shake hands."""
+def open_party(
+    recipe: config.Recipe, locate: Locate, checkpoint: Path | None, training: bool, prompter: Prompter | None = None
+) -> Iterator[Party]:
+    """Build or load the client half, connect, and shake hands. prompter: the recipe's, where there is one already."""
     torch.manual_seed(recipe.seed)
     identity = Identity("", 0)
     if checkpoint is None:
@@ -57,7 +63,7 @@ def open_party(recipe: config.Recipe, locate: Locate, checkpoint: Path | None, t
     else:
         model, _, identity = load_client(checkpoint, locate, recipe.seam)
     model.to(choose_device(recipe.device))
-    prompter = Prompter(recipe.text, locate)
+    prompter = prompter or Prompter(recipe.text, locate)
     network = recipe.network
     tls = Tls.from_folder(network.certificates, "client") if network.certificates else None
     exposed = network.plaintext_that_anyone_can_read_and_change
@@ -72,11 +78,15 @@ def open_party(recipe: config.Recipe, locate: Locate, checkpoint: Path | None, t
 def run_training(recipe: config.Recipe, locate: Locate) -> None:
     """`bitseam train`: train, or go on where OUT/client ends; evaluate on the test file if there is one, and write
     OUT/client/summary.json."""
-    held(recipe, "client")  # a folder of another recipe is told before anything else is loaded
-    rows, tests = read_rows(recipe.data.train), read_rows(recipe.data.test) if recipe.data.test else []
-    with open_party(recipe, locate, None, training=True) as party:
-        features = _features(party, recipe, [*rows, *tests])
-        batches = Batches(rows, features, party.prompter, recipe.train.batch, recipe.seed)
+    run, _ = held(recipe, "client")  # a folder of another recipe is told before anything else is loaded
+    prompter = Prompter(recipe.text, locate)
+    found = _surveyed(recipe, prompter)
+    keep_rows(recipe.folder / "client", found.train, found.bad, begun=bool(run))
+    with (
+        open_party(recipe, locate, None, training=True, prompter=prompter) as party,
+        _features(party, recipe, found) as features,
+    ):
+        batches = Batches(found.train, features, prompter, recipe.train.batch, recipe.seed, features.ahead)
         start = time.perf_counter()
         checkpoint = train(party.session, recipe, batches)
         seconds = time.perf_counter() - start
@@ -91,14 +101,17 @@ def run_training(recipe: config.Recipe, locate: Locate) -> None:
             "fp16_down_bytes": ledger.total("down").fp16_bytes,
             "socket_bytes": sum(socket) if socket is not None else None,
             "ledger": ledger.rows(),
+            "bad_rows": len(found.bad),
+            "parameters": sum(p.numel() for p in party.model.parameters()),
+            "checkpoint": str(checkpoint),
         }
+        path = recipe.folder / "client" / "summary.json"
+        path.write_text(json.dumps(summary, indent=1))  # the training is told, whatever becomes of the evaluation
         show_ledger(ledger, socket)
-        if tests:
-            summary |= _evaluate(party, features, tests, recipe)
-        summary["parameters"] = sum(p.numel() for p in party.model.parameters())
+        if found.test:
+            summary |= _evaluate(party, features, found.test, recipe)
     summary["peak_memory_bytes"] = peak_memory()
-    summary["checkpoint"] = str(checkpoint)
-    (recipe.folder / "client" / "summary.json").write_text(json.dumps(summary, indent=1))
+    path.write_text(json.dumps(summary, indent=1))
     stdout.print(f"The client's half is in {checkpoint}; curves: tensorboard --logdir {recipe.folder}")
 
 
@@ -106,9 +119,14 @@ def run_evaluation(recipe: config.Recipe, locate: Locate, checkpoint: Path | Non
     """`bitseam evaluate`: score the recipe's test file."""
     if not recipe.data.test:
         raise ConfigError("data.test is empty: name a file of questions to evaluate on")
-    rows = read_rows(recipe.data.test)
-    with open_party(recipe, locate, checkpoint or newest(recipe.folder, "client"), training=False) as party:
-        _evaluate(party, _features(party, recipe, rows), rows, recipe)
+    checkpoint = checkpoint or newest(recipe.folder, "client")
+    prompter = Prompter(recipe.text, locate)
+    found = _surveyed(recipe, prompter, training=False)
+    with (
+        open_party(recipe, locate, checkpoint, training=False, prompter=prompter) as party,
+        _features(party, recipe, found) as features,
+    ):
+        _evaluate(party, features, found.test, recipe)
         show_ledger(party.session.ledger, party.session.socket_bytes())
 
 
@@ -157,13 +175,22 @@ def show_ledger(ledger: Ledger, socket: tuple[int, int] | None) -> None:
         )
 
 
-def _features(party: Party, recipe: config.Recipe, rows: list[Row]) -> Features:
+def _surveyed(recipe: config.Recipe, prompter: Prompter, training: bool = True) -> Survey:
+    """All rows and images looked at; raises DataError where what is bad may not be left out."""
+    found = survey(recipe, prompter, training)
+    found.settle(recipe.data.bad_rows)
+    if found.bad:
+        log.warning("%s rows are left out:\n%s", f"{len(found.bad):,}", listed(found.bad))
+    return found
+
+
+@contextmanager
+def _features(party: Party, recipe: config.Recipe, found: Survey) -> Iterator[Features]:
     if recipe.client.tune_vision or not recipe.data.cache_features:
-        return LiveFeatures(party.model.vision)
-    settings = {
-        name: value for name, value in asdict(recipe.client).items() if name not in ("rate", "connector_hidden")
-    }
-    return StoredFeatures(party.model.vision, settings, rows, cache_folder() / "features")
+        with closing(LiveFeatures(party.model.vision, recipe.data.workers)) as live:
+            yield live
+    else:
+        yield StoredFeatures(party.model.vision, found.contents, cache_folder() / "features")
 
 
 def _evaluate(party: Party, features: Features, rows: list[Row], recipe: config.Recipe) -> dict[str, object]:

@@ -39,7 +39,17 @@ _ELSEWHERE = ("vision.tower.", "language.model.", "embedding.")  # what model.sa
 _PARTIAL = ".partial-"  # what begins so is being written or removed
 _KEPT = 2  # the newest may be of a step that the other side does not have yet
 # What may change between a run and its continuation.
-_FREE = ("name", "network", "data.test", "data.cache_features", "out", "threads", "device")
+_FREE = (
+    "name",
+    "network",
+    "data.test",
+    "data.bad_rows",
+    "data.cache_features",
+    "data.workers",
+    "out",
+    "threads",
+    "device",
+)
 
 Side = Literal["client", "server"]
 Locate = Callable[[str], str]  # a checkpoint's name in a recipe -> where it lies on this machine
