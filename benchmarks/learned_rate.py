@@ -22,7 +22,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 from statistics import mean, stdev
@@ -37,6 +37,8 @@ from bitseam.cli.main import locate
 from bitseam.data.assets import cache_folder
 from bitseam.data.batches import Batches
 from bitseam.data.features import StoredFeatures
+from bitseam.data.inspection import contents_of
+from bitseam.data.memory import Memory
 from bitseam.data.rows import Row, read_rows
 from bitseam.parties.checkpoint import load_pair, newest
 from bitseam.parties.prompts import Prompter
@@ -125,7 +127,8 @@ def loss_on_test(run: Path, tests: Sequence[Row], rate: int = 0) -> float:
     client, server, recipe, _ = load_pair(newest(run, "client"), newest(run, "server"), locate)
     client.eval(), server.eval()
     use_rate(client, with_kept_tables(build_seam(recipe.seam), client), "image", rate)
-    features = StoredFeatures(client.vision, asdict(recipe.client), tests, cache_folder() / "features")
+    contents = contents_of((row.image for row in tests), Memory(cache_folder() / "checked.sqlite"))
+    features = StoredFeatures(client.vision, contents, cache_folder() / "features")
     draw = Batches(tests, features, Prompter(recipe.text, locate), recipe.train.batch, recipe.seed)
     total, answers = 0.0, 0
     for number in range(len(tests) // recipe.train.batch):

@@ -15,7 +15,7 @@ import json
 import os
 import threading
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 
@@ -29,6 +29,8 @@ from bitseam.cli.main import locate
 from bitseam.data.assets import cache_folder
 from bitseam.data.features import StoredFeatures
 from bitseam.data.images import open_image
+from bitseam.data.inspection import contents_of
+from bitseam.data.memory import Memory
 from bitseam.data.rows import Row, read_rows
 from bitseam.evals import evaluate
 from bitseam.parties.checkpoint import load_client, newest
@@ -85,7 +87,8 @@ def ask(recipe: config.Recipe, run: Path, tests: Sequence[Row]) -> tuple[int, di
     server.start()
     with ClientSession(model, build_seam(recipe.seam), lambda: ours, prompter.vocabulary) as session:
         session.open(terms(recipe, prompter.vocabulary, prompter.fingerprint, str(identity)), training=False)
-        features = StoredFeatures(model.vision, asdict(recipe.client), tests, cache_folder() / "features")
+        contents = contents_of((row.image for row in tests), Memory(cache_folder() / "checked.sqlite"))
+        features = StoredFeatures(model.vision, contents, cache_folder() / "features")
         result = evaluate(session, prompter, tests, features.of)
     server.join()
     tasks = {task: vars(score) for task, score in result.scores.items()}

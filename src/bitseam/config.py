@@ -166,11 +166,17 @@ class Text:
 
 @dataclass(frozen=True, config=_strict)
 class Data:
-    """JSON Lines with `image`, `question`, `answer` and, for reports, `task`; image paths relative to the file."""
+    """JSON Lines with `image`, `question`, `answer` and, for reports, `task`; image paths relative to the file.
+
+    All rows and images are looked at before a run. bad_rows: `refuse` names all that cannot be used, `skip` leaves them
+    out and lists them in OUT/client/bad_rows.jsonl.
+    """
 
     train: Plain
     test: Plain = ""
+    bad_rows: Literal["refuse", "skip"] = "refuse"
     cache_features: bool = True  # frozen vision features are kept on the client's disk
+    workers: Annotated[int, Field(ge=0, le=256)] = 2  # processes that decode images ahead; 0: in the step's own thread
 
 
 @dataclass(frozen=True, config=_strict)

@@ -9,7 +9,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -18,11 +18,14 @@ import torch
 from rich.table import Table
 
 from bitseam import config
+from bitseam.checks.client import ClientSide, ready_client, stores_features
 from bitseam.data.assets import cache_folder, require_cache
 from bitseam.data.batches import Batches
 from bitseam.data.features import Features, LiveFeatures, StoredFeatures
 from bitseam.data.images import open_image
-from bitseam.data.rows import Row, read_rows
+from bitseam.data.kept import keep_rows
+from bitseam.data.rows import Row, listed
+from bitseam.data.survey import Survey
 from bitseam.errors import ConfigError, printable
 from bitseam.evals import answer_room, evaluate, wilson
 from bitseam.parties.answer_stream import AnswerStream
@@ -57,25 +60,17 @@ class Party:
 
 
 @contextmanager
-def open_party(recipe: config.Recipe, locate: Locate, checkpoint: Path | None, training: bool) -> Iterator[Party]:
-    """Build or load the client half, connect, and shake hands."""
-    torch.manual_seed(recipe.seed)
-    identity = Identity("", 0)
-    if checkpoint is None:
-        model = build_client(recipe, locate)
-    else:
-        model, _, identity = load_client(checkpoint, locate, recipe.seam)
-    model.to(choose_device(recipe.device))
-    prompter = Prompter(recipe.text, locate)
-    network = recipe.network
-    tls = Tls.from_folder(network.certificates, "client").require_current() if network.certificates else None
+def open_party(recipe: config.Recipe, side: ClientSide, training: bool) -> Iterator[Party]:
+    """Connect, and shake hands."""
+    network, prompter = recipe.network, side.prompter
     exposed = network.plaintext_that_anyone_can_read_and_change
-    dial = partial(connect, network.address, tls, network.keepalive, exposed)
-    seam, patience = build_seam(recipe.seam), network.patience
-    with ClientSession(model, seam, dial, prompter.vocabulary, recipe.train.autocast, patience) as session:
-        agreed = terms(recipe, prompter.vocabulary, prompter.fingerprint, None if training else str(identity))
+    dial = partial(connect, network.address, side.tls, network.keepalive, exposed)
+    seam, autocast = build_seam(recipe.seam), recipe.train.autocast
+    with ClientSession(side.model, seam, dial, prompter.vocabulary, autocast, network.patience) as session:
+        weights = None if training else str(side.identity)
+        agreed = terms(recipe, prompter.vocabulary, prompter.fingerprint, weights)
         session.open(agreed, training, partial(held, recipe, "client"))
-        yield Party(model, prompter, session)
+        yield Party(side.model, prompter, session)
 
 
 def run_training(recipe: config.Recipe, locate: Locate) -> None:
@@ -89,15 +84,11 @@ def run_training(recipe: config.Recipe, locate: Locate) -> None:
 
 def _run_training(recipe: config.Recipe, locate: Locate) -> signal.Signals | None:
     """The signal that has stopped it before its end."""
-    held(recipe, "client")  # a folder of another recipe is told before anything else is loaded
-    if _stores_features(recipe):
-        require_cache("features")
-    rows, tests = read_rows(recipe.data.train), read_rows(recipe.data.test) if recipe.data.test else []
-    with open_party(recipe, locate, None, training=True) as party:
-        if tests:
-            answer_room(party.prompter, tests, recipe.text)  # too long an answer is told before the first step
-        features = _features(party, recipe, [*rows, *tests])
-        batches = Batches(rows, features, party.prompter, recipe.train.batch, recipe.seed)
+    side = ready_client(recipe, locate, "train")
+    found = _told(side.rows)
+    keep_rows(recipe.folder / "client", found.train, found.bad, side.begun)
+    with open_party(recipe, side, training=True) as party, _features(party, recipe, found) as features:
+        batches = Batches(found.train, features, side.prompter, recipe.train.batch, recipe.seed, features.ahead)
         start = time.perf_counter()
         with told_by(TERMINATED, _GRACE) as told:
             checkpoint = train(party.session, recipe, batches, told)
@@ -117,14 +108,17 @@ def _run_training(recipe: config.Recipe, locate: Locate) -> signal.Signals | Non
             "fp16_down_bytes": ledger.total("down").fp16_bytes,
             "socket_bytes": sum(socket) if socket is not None else None,
             "ledger": ledger.rows(),
+            "bad_rows": len(found.bad),
+            "parameters": sum(p.numel() for p in party.model.parameters()),
+            "checkpoint": str(checkpoint),
         }
+        path = Byproduct(recipe.folder / "client" / "summary.json")
+        path.replace(json.dumps(summary, indent=1))  # the training is told, whatever becomes of the evaluation
         show_ledger(ledger, socket)
-        if tests:
-            summary |= _evaluate(party, features, tests, recipe)
-        summary["parameters"] = sum(p.numel() for p in party.model.parameters())
+        if found.test:
+            summary |= _evaluate(party, features, found.test, recipe)
     summary["peak_memory_bytes"] = peak_memory()
-    summary["checkpoint"] = str(checkpoint)
-    Byproduct(recipe.folder / "client" / "summary.json").replace(json.dumps(summary, indent=1))
+    path.replace(json.dumps(summary, indent=1))
     stdout.print(f"The client's half is in {checkpoint}; curves: tensorboard --logdir {recipe.folder}")
     return None
 
@@ -133,9 +127,10 @@ def run_evaluation(recipe: config.Recipe, locate: Locate, checkpoint: Path | Non
     """`bitseam evaluate`: score the recipe's test file."""
     if not recipe.data.test:
         raise ConfigError("data.test is empty: name a file of questions to evaluate on")
-    rows = read_rows(recipe.data.test)
-    with open_party(recipe, locate, checkpoint or newest(recipe.folder, "client"), training=False) as party:
-        _evaluate(party, _features(party, recipe, rows), rows, recipe)
+    side = ready_client(recipe, locate, "evaluate", checkpoint or newest(recipe.folder, "client"))
+    found = _told(side.rows)
+    with open_party(recipe, side, training=False) as party, _features(party, recipe, found) as features:
+        _evaluate(party, features, found.test, recipe)
         show_ledger(party.session.ledger, party.session.socket_bytes())
 
 
@@ -147,7 +142,8 @@ def run_question(
         raise ConfigError(f"--max-new-tokens {max_new_tokens}: the server gives {most} at the most (text.max_tokens)")
     row = Row(image, question, "")
     open_image(image)  # a bad file is told before anything else is loaded
-    with open_party(recipe, locate, checkpoint or newest(recipe.folder, "client"), training=False) as party:
+    side = ready_client(recipe, locate, "ask", checkpoint or newest(recipe.folder, "client"))
+    with open_party(recipe, side, training=False) as party:
         features = LiveFeatures(party.model.vision).of([row.image])
         text = party.prompter.batch([question])
         answer = AnswerStream(party.prompter)
@@ -187,17 +183,20 @@ def show_ledger(ledger: Ledger, socket: tuple[int, int] | None) -> None:
         )
 
 
-def _stores_features(recipe: config.Recipe) -> bool:
-    return recipe.data.cache_features and not recipe.client.tune_vision
+def _told(found: Survey) -> Survey:
+    """The same, after a word on what is left out."""
+    if found.bad:
+        log.warning("%s rows are left out:\n%s", f"{len(found.bad):,}", listed(found.bad))
+    return found
 
 
-def _features(party: Party, recipe: config.Recipe, rows: list[Row]) -> Features:
-    if not _stores_features(recipe):
-        return LiveFeatures(party.model.vision)
-    settings = {
-        name: value for name, value in asdict(recipe.client).items() if name not in ("rate", "connector_hidden")
-    }
-    return StoredFeatures(party.model.vision, settings, rows, cache_folder() / "features")
+@contextmanager
+def _features(party: Party, recipe: config.Recipe, found: Survey) -> Iterator[Features]:
+    if stores_features(recipe):
+        yield StoredFeatures(party.model.vision, found.contents, cache_folder() / "features")
+    else:
+        with closing(LiveFeatures(party.model.vision, recipe.data.workers)) as live:
+            yield live
 
 
 def _evaluate(party: Party, features: Features, rows: list[Row], recipe: config.Recipe) -> dict[str, object]:

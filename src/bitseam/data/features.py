@@ -6,89 +6,93 @@ Shapes: I distinct images, B images of a batch, M image tokens, Dv tower width.
 from __future__ import annotations
 
 import hashlib
-import os
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
-import numpy as np
 import torch
-from rich.progress import track
 from torch import Tensor
 
-from bitseam.config import canonical
+from bitseam.data.code import TOWER_CODE
 from bitseam.data.images import open_image
-from bitseam.data.rows import Row
-from bitseam.errors import DataError, NonFiniteError
+from bitseam.data.loader import Loader
+from bitseam.data.store import FeatureStore
 from bitseam.halves.client import ClientHalf
-
-_BATCH = 32  # images a pass; small enough for a laptop's caches
 
 
 class Features(Protocol):
-    """Features of images."""
+    """Features of images. ahead: how many micro-batches after the present one should be expected."""
+
+    ahead: int
 
     def of(self, images: Sequence[Path]) -> Tensor:
         """B images -> (B, M, Dv) float32."""
 
+    def expect(self, coming: Sequence[tuple[Path, ...]]) -> None:
+        """What `of` will be asked for next, in order, so that it can be prepared."""
+
 
 class LiveFeatures:
-    """Runs the tower each time, with gradient where it is tuned."""
+    """Runs the tower each time, with gradient where it is tuned.
 
-    def __init__(self, half: ClientHalf) -> None:
+    workers: processes that decode and resize what is expected; 0 leaves that to the caller's thread. Close it then.
+    """
+
+    def __init__(self, half: ClientHalf, workers: int = 0) -> None:
         self._half = half
+        self.ahead = 2 * workers  # one in hand and one that is done, each
+        self._loader = Loader(half.preprocessing().pixels, workers) if workers else None
+
+    def expect(self, coming: Sequence[tuple[Path, ...]]) -> None:
+        if self._loader:
+            self._loader.expect(coming)
 
     def of(self, images: Sequence[Path]) -> Tensor:
         device = next(self._half.parameters()).device
-        pixels = self._half.pixels([open_image(image) for image in images])
-        return self._half.features(pixels.to(device))
+        return self._half.features(self.pixels(images).to(device))
+
+    def pixels(self, images: Sequence[Path]) -> Tensor:
+        """B images -> (B, 3, H, W), decoded, resized and normalised; waits for a worker that is at it."""
+        if self._loader:
+            return torch.from_numpy(self._loader.of(images))
+        return self._half.pixels([open_image(image) for image in images])
+
+    def close(self) -> None:
+        """End the workers."""
+        if self._loader:
+            self._loader.close()
 
 
 class StoredFeatures:
-    """Runs the frozen tower once for each distinct image, into one memory-mapped float16 file.
+    """Runs the frozen tower once for each picture, and keeps what comes in a folder of that tower below `folder`.
 
-    The file's name is a digest of the tower's settings and of every image's path, size and time, so a changed picture
-    is never answered from an old file.
+    contents: of each image that will be asked for, a digest of its file (`bitseam.data.inspection`). A picture is known
+    by it, and a tower by its weights, its settings and the code that reads pictures and runs it.
     """
 
-    def __init__(self, half: ClientHalf, settings: object, rows: Sequence[Row], folder: Path) -> None:
-        images = sorted({row.image for row in rows})
-        self._index = {image: i for i, image in enumerate(images)}
-        digest = hashlib.sha256(canonical(settings).encode())
-        for image in images:
-            stat = image.stat()
-            digest.update(f"{image.absolute()}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
-        path = folder / f"{digest.hexdigest()[:32]}.npy"
-        if not path.exists():
-            _fill(path, half, images)
-        self._array = np.load(path, mmap_mode="r")
+    ahead = 0  # a record is read in less time than a worker needs to hand it over
+
+    def __init__(self, half: ClientHalf, contents: Mapping[Path, bytes], folder: Path) -> None:
+        self._contents = contents
+        self._store = FeatureStore(folder / tower_digest(half)[:32], (half.tower.tokens, half.tower.width))
+        live = LiveFeatures(half)
+        with torch.no_grad():
+            self._store.fill({content: image for image, content in contents.items()}, live.of)
         self._device = next(half.parameters()).device
 
+    def expect(self, coming: Sequence[tuple[Path, ...]]) -> None:
+        """Nothing to prepare."""
+
     def of(self, images: Sequence[Path]) -> Tensor:
-        picked = self._array[[self._index[image] for image in images]]
-        return torch.from_numpy(picked).float().to(self._device)
+        return torch.from_numpy(self._store.read([self._contents[image] for image in images])).to(self._device)
 
 
-def _fill(path: Path, half: ClientHalf, images: Sequence[Path]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(f".partial-{os.getpid()}")
-    live = LiveFeatures(half)
-    try:
-        array: np.memmap | None = None
-        for start in track(range(0, len(images), _BATCH), description="vision features"):
-            batch = images[start : start + _BATCH]
-            with torch.no_grad():
-                features = live.of(batch).cpu()
-            if not features.isfinite().all():
-                raise NonFiniteError(f"the tower gives features that are not finite for one of {batch[0]} ...")
-            if array is None:
-                shape = (len(images), *features.shape[1:])
-                array = np.lib.format.open_memmap(partial, "w+", np.float16, shape)
-            array[start : start + len(batch)] = features.half().numpy()
-        assert array is not None
-        array.flush()
-        os.replace(partial, path)
-    except OSError as error:
-        raise DataError(f"{path}: the feature cache cannot be written: {error}") from error
-    finally:
-        partial.unlink(missing_ok=True)
+def tower_digest(half: ClientHalf) -> str:
+    """SHA-256, in hex, of all that decides which features a picture has."""
+    digest = hashlib.sha256(TOWER_CODE.encode())
+    digest.update(json.dumps(half.settings(), sort_keys=True, default=str).encode())
+    for name, tensor in half.tower.state_dict().items():
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()

@@ -7,6 +7,7 @@ Shapes: B images, N patches, m the merge factor, M = N / m^2 image tokens, Dv to
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -69,6 +70,21 @@ class ClientHalf(nn.Module):
     @property
     def _tuned(self) -> bool:
         return any(p.requires_grad for p in self.tower.parameters())
+
+    def preprocessing(self) -> ClientHalf:
+        """This half without its weights: enough for `pixels`, and little to hand to another process."""
+        light = copy.copy(self)
+        light._modules = {}
+        return light
+
+    def settings(self) -> dict[str, Any]:
+        """All beside weights and code that decides which features an image has."""
+        plain = {k: v for k, v in vars(self.tower).items() if isinstance(v, int | float | str) and k != "training"}
+        cfg: Any = next((module.config for module in self.tower.modules() if hasattr(module, "config")), None)
+        model = cfg.to_dict() if cfg is not None else {}
+        for name in ("_name_or_path", "transformers_version"):  # where it came from is not what it is
+            model.pop(name, None)
+        return {"tower": plain, "model": model, "processor": self.processor.to_dict(), "facts": self.facts, "framing": self.framing}
 
     def features(self, pixels: Tensor) -> Tensor:
         """(B, 3, H, W) -> (B, M, Dv m^2); without gradient where the tower is frozen."""

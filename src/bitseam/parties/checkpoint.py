@@ -35,7 +35,18 @@ FRESH = "fresh"
 _METADATA = {"format": "pt"}
 _ELSEWHERE = ("vision.tower.", "language.model.", "embedding.")  # what model.safetensors does not hold
 # What may change between a run and its continuation.
-_FREE = ("name", "network", "data.test", "data.cache_features", "text.max_answer_tokens", "out", "threads", "device")
+_FREE = (
+    "name",
+    "network",
+    "data.test",
+    "data.bad_rows",
+    "data.cache_features",
+    "data.workers",
+    "text.max_answer_tokens",
+    "out",
+    "threads",
+    "device",
+)
 
 Side = Literal["client", "server"]
 Locate = Callable[[str], str]  # a checkpoint's name in a recipe -> where it lies on this machine

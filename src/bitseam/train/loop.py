@@ -64,8 +64,10 @@ def train(
             except SessionLostError as error:
                 log.warning("%s", error)
             except BitseamError as error:
-                where = f"training stopped in step {session.reached + 1} of {plan.steps}"
-                raise type(error)(f"{where}: {error}\nCheckpoints below {recipe.folder}/client are intact") from error
+                told = f"training stopped in step {session.reached + 1} of {plan.steps}: {error}"
+                if any((recipe.folder / "client").glob("step-*/config.json")):
+                    told += f"\nCheckpoints below {recipe.folder}/client are intact"
+                raise type(error)(told) from error
 
 
 def _begin(session: ClientSession, recipe: config.Recipe, stepper: Stepper, batches: Batches) -> None:

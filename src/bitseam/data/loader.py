@@ -1,0 +1,106 @@
+"""Worker processes that decode and resize images ahead of the step.
+
+They are started by a server process that has no threads (`forkserver`), never forked from one that speaks gRPC, and end
+with the process that they work for, however it ends.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from functools import partial
+from multiprocessing.connection import wait
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import numpy as np
+
+from bitseam.data.images import open_image
+from bitseam.errors import DataError
+
+Pixels = Callable[[Sequence[Any]], Any]  # B images -> tensor (B, 3, H, W)
+
+
+def start_workers(count: int, prepare: Callable[..., None] | None = None, *given: object) -> ProcessPoolExecutor:
+    """A pool of processes. prepare: is called in each with what is given, before its first task."""
+    context = multiprocessing.get_context("forkserver")
+    return ProcessPoolExecutor(count, context, partial(_begin, prepare, *given))
+
+
+def lost_worker() -> DataError:
+    """What is said where a process of `start_workers` was killed."""
+    return DataError(
+        "a process that decodes images was killed, perhaps for want of memory: data.workers = 0 decodes without any"
+    )
+
+
+class Loader:
+    """Pixels of coming micro-batches, decoded and resized ahead by `workers` processes, at least one.
+
+    A set of images that was not expected is prepared when it is asked for; what comes is the same either way.
+    """
+
+    def __init__(self, pixels: Pixels, workers: int) -> None:
+        self._pool = start_workers(workers, _take, pixels)
+        self._coming: dict[tuple[Path, ...], Future[np.ndarray]] = {}
+
+    def expect(self, coming: Sequence[tuple[Path, ...]]) -> None:
+        """Begin with what will be asked for, in this order, and drop what will not."""
+        for images in [known for known in self._coming if known not in coming]:
+            self._coming.pop(images).cancel()
+        for images in coming:
+            if images not in self._coming:
+                self._coming[images] = self._submit(images)
+
+    def of(self, images: Sequence[Path]) -> np.ndarray:
+        """B images -> (B, 3, H, W). Raises DataError that names a bad file, or says that a worker was killed."""
+        future = self._coming.pop(tuple(images), None) or self._submit(tuple(images))
+        try:
+            return future.result()
+        except BrokenProcessPool as error:
+            raise lost_worker() from error
+
+    def close(self) -> None:
+        """End the workers; what they have begun is thrown away."""
+        self._pool.shutdown(cancel_futures=True)
+
+    def _submit(self, images: tuple[Path, ...]) -> Future[np.ndarray]:
+        try:
+            return self._pool.submit(_load, images)
+        except BrokenProcessPool as error:
+            raise lost_worker() from error
+
+
+_pixels: Pixels  # of a worker
+
+
+def _begin(prepare: Callable[..., None] | None, *given: object) -> None:
+    """In a worker: Ctrl-C is for the process that it works for, and that one's end is its own."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
+    if prepare is not None:
+        prepare(*given)
+
+
+def _end_with(sentinel: int) -> None:
+    wait([sentinel])
+    os._exit(1)
+
+
+def _take(pixels: Pixels) -> None:
+    global _pixels
+    import torch  # in a worker that needs it alone
+
+    torch.set_num_threads(1)
+    _pixels = pixels
+
+
+def _load(images: Sequence[Path]) -> np.ndarray:
+    return _pixels([open_image(image) for image in images]).numpy()
