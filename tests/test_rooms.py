@@ -20,7 +20,9 @@ ALLOWED = {
     "transport": {"wire", "errors"},
     "parties": BELOW_PARTIES,
     **{room: BELOW_PARTIES | {"parties"} for room in PEOPLE},
-    "cli": BELOW_PARTIES | {"parties"} | PEOPLE,
+    "checks": BELOW_PARTIES | {"parties", "data", "evals"},
+    "serve": BELOW_PARTIES | {"parties", "checks"},
+    "cli": BELOW_PARTIES | {"parties", "checks"} | PEOPLE,
 }
 FORBIDDEN_OUTSIDE = {"wire": {"torch", "socket", "grpc"}, "transport": {"torch"}}
 

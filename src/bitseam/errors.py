@@ -3,6 +3,7 @@
     BitseamError
     |-- CheckError           several things are wrong, found before anything was begun
     |-- ConfigError          a recipe or an option: unknown key, value out of range
+    |   `-- ClaimedError         another process runs in the folder
     |-- AssetError           fetching weights or data
     |   |-- NoNetworkError       the registry cannot be reached
     |   |-- ChecksumError        what came is not what was pinned
@@ -60,6 +61,10 @@ class CheckError(BitseamError):
 
 class ConfigError(BitseamError):
     """A recipe or an option is wrong."""
+
+
+class ClaimedError(ConfigError):
+    """Another process runs in the folder."""
 
 
 class AssetError(BitseamError):

@@ -10,14 +10,14 @@ from cryptography import x509
 
 from bitseam import config
 from bitseam.errors import PeerGoneError
-from bitseam.transport import Tls, connect
+from bitseam.transport import Admission, Tls, connect, require_port, split_address
 
 _SOON = timedelta(days=30)
 
 
 def own_certificates(network: config.Network, side: Literal["client", "server"]) -> Tls | None:
     """The side's own files, None for plaintext. Raises TransportError that names what cannot be used."""
-    return Tls.from_folder(network.certificates, side) if network.certificates else None
+    return Tls.from_folder(network.certificates, side).require_current() if network.certificates else None
 
 
 def valid_until(tls: Tls | None) -> str:
@@ -43,3 +43,15 @@ def reach(network: config.Network, tls: Tls | None) -> str:
 
 def _end(path: Path) -> datetime:
     return x509.load_pem_x509_certificate(path.read_bytes()).not_valid_after_utc
+
+
+def may_speak(network: config.Network, tls: Tls | None) -> Admission | None:
+    """Who may, by the authority, its revocations and the allow-list; None in plaintext, where anyone may."""
+    if tls is None:
+        return None
+    return Admission(tls.authority, tls.revocations, Path(network.allow_list) if network.allow_list else None)
+
+
+def require_free(network: config.Network) -> None:
+    """Raise AddressInUseError where another process listens at the recipe's address, or TransportError."""
+    require_port(*split_address(network.address))

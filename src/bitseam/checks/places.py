@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Literal
 
 from torch import nn
 
-from bitseam.errors import ConfigError
+from bitseam.errors import ClaimedError, ConfigError
+from bitseam.parties.claim import claimed
 from bitseam.parties.folders import KEPT
 
 _MOMENTS = 2  # of AdamW, each as large as the weights
@@ -28,3 +30,17 @@ def room_for_checkpoints(folder: Path, model: nn.Module) -> str:
     if free < needed:
         raise ConfigError(f"out: {sizes}: make room there, or name a folder on another disk in `out`")
     return sizes
+
+
+def state_of(folder: Path, run: str, steps: list[int]) -> str:
+    """A line on what a side's folder holds."""
+    return f"{folder} holds steps {', '.join(map(str, steps))} of run {run[:8]}" if run else f"{folder} holds no run"
+
+
+def require_folder(out: Path, side: Literal["client", "server"]) -> str:
+    """A line on whether a side's folder is free. Raises ConfigError where it cannot be written."""
+    try:
+        with claimed(out, side):
+            return f"{out / side} can be written"
+    except ClaimedError as error:
+        return f"in use now: {error}"

@@ -14,12 +14,11 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
-import torch
 from rich.table import Table
 
 from bitseam import config
 from bitseam.checks.client import ClientSide, ready_client, stores_features
-from bitseam.data.assets import cache_folder, require_cache
+from bitseam.data.assets import cache_folder
 from bitseam.data.batches import Batches
 from bitseam.data.features import Features, LiveFeatures, StoredFeatures
 from bitseam.data.images import open_image
@@ -30,11 +29,10 @@ from bitseam.errors import ConfigError, printable
 from bitseam.evals import answer_room, evaluate, wilson
 from bitseam.parties.answer_stream import AnswerStream
 from bitseam.parties.byproducts import Byproduct
-from bitseam.parties.checkpoint import Identity, Locate, build_client, held, load_client, newest
+from bitseam.parties.checkpoint import Locate, held, newest
 from bitseam.parties.claim import claimed
 from bitseam.parties.client import ClientSession
 from bitseam.parties.console import Terminal, plain
-from bitseam.parties.device import choose_device
 from bitseam.parties.ledger import Ledger
 from bitseam.parties.limits import new_tokens
 from bitseam.parties.models import ClientModel
@@ -43,7 +41,7 @@ from bitseam.parties.runlog import peak_memory
 from bitseam.parties.seam import build_seam, terms
 from bitseam.parties.stopping import TERMINATED, told_by
 from bitseam.train import train
-from bitseam.transport import Tls, connect
+from bitseam.transport import connect
 
 log = logging.getLogger(__name__)
 stdout = Terminal()

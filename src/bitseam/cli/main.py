@@ -119,6 +119,24 @@ def questions(
 
 
 @app.command()
+def check(
+    recipe: RecipePath,
+    side: Annotated[str | None, typer.Option(help="Look at this side alone: client or server.")] = None,
+    set_: Set = None,
+    plan: Plan = None,
+) -> None:
+    """Look at all that can be known before a run, rows, images, models and certificates, and list what is wrong."""
+    if side not in (None, "client", "server"):
+        raise ConfigError(f"--side {side}: client or server")
+    loaded = _load(recipe, set_, plan)
+    from bitseam.cli.check import run_check
+
+    sides: Any = (side,) if side else ("client", "server")
+    if not run_check(loaded, locate, sides):
+        sys.exit(1)
+
+
+@app.command()
 def serve(recipe: RecipePath, set_: Set = None, plan: Plan = None, checkpoint: Checkpoint = None) -> None:
     """Hold the language half: train it with a client, answer questions, until stopped."""
     loaded = _load(recipe, set_, plan)

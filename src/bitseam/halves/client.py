@@ -84,7 +84,13 @@ class ClientHalf(nn.Module):
         model = cfg.to_dict() if cfg is not None else {}
         for name in ("_name_or_path", "transformers_version"):  # where it came from is not what it is
             model.pop(name, None)
-        return {"tower": plain, "model": model, "processor": self.processor.to_dict(), "facts": self.facts, "framing": self.framing}
+        return {
+            "tower": plain,
+            "model": model,
+            "processor": self.processor.to_dict(),
+            "facts": self.facts,
+            "framing": self.framing,
+        }
 
     def features(self, pixels: Tensor) -> Tensor:
         """(B, 3, H, W) -> (B, M, Dv m^2); without gradient where the tower is frozen."""

@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Literal
 
-from bitseam.errors import ConfigError
+from bitseam.errors import ClaimedError, ConfigError
 
 log = logging.getLogger(__name__)
 
@@ -22,8 +22,8 @@ _held: set[int] = set()  # descriptors; a forked child has copies, which would k
 def claimed(out: Path, side: Literal["client", "server"], needed: bool = True) -> Iterator[None]:
     """OUT/SIDE is there, can be written, and is ours while the context lasts.
 
-    The lock goes with the process, however it ends. Raises ConfigError where another process has the folder, or where
-    it cannot be written; with `needed` false, as of who only answers, the latter is a warning.
+    The lock goes with the process, however it ends. Raises ClaimedError where another process has the folder, and
+    ConfigError where it cannot be written; with `needed` false, as of who only answers, the latter is a warning.
     """
     folder = out / side
     try:
@@ -59,7 +59,7 @@ def _lock(handle: int, folder: Path) -> None:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         holder = os.pread(handle, 20, 0).decode(errors="replace").strip()
-        raise ConfigError(
+        raise ClaimedError(
             f"{folder}: another process{f' ({holder})' if holder else ''} runs in this folder; wait for its end, or "
             "name another folder in `out`"
         ) from error

@@ -11,17 +11,18 @@ from pathlib import Path
 from typing import Any
 
 from bitseam import config
+from bitseam.checks.server import ready_server
 from bitseam.parties.byproducts import Byproduct
 from bitseam.parties.checkpoint import Locate
 from bitseam.parties.claim import claimed
-from bitseam.parties.party import ServerParty, StepReport
+from bitseam.parties.party import StepReport
 from bitseam.parties.quota import Quotas
 from bitseam.parties.runlog import RunLog, peak_memory
 from bitseam.parties.stopping import TERMINATED, told_by
 from bitseam.serve.events import event_log
 from bitseam.serve.metrics import Metrics, publish
 from bitseam.serve.sessions import Sessions
-from bitseam.transport import Admission, Listener, Tls
+from bitseam.transport import Listener
 
 log = logging.getLogger(__name__)
 
@@ -43,12 +44,9 @@ def serve(recipe: config.Recipe, locate: Locate, checkpoint: Path | None = None)
 
 def _serve(recipe: config.Recipe, locate: Locate, checkpoint: Path | None) -> None:
     network, folder = recipe.network, recipe.folder / "server"
-    tls = Tls.from_folder(network.certificates, "server").require_current() if network.certificates else None
-    admission = None
-    if tls is not None:  # a list with a fault in it is told before anything else is loaded
-        allow_list = Path(network.allow_list) if network.allow_list else None
-        admission = Admission(tls.authority, tls.revocations, allow_list)
-    party = ServerParty(recipe, locate, checkpoint)
+    side = ready_server(recipe, locate, checkpoint)
+    party, tls, admission = side.party, side.tls, side.admission
+    log.info("%s", party.proof)
     if admission is not None:
         party.quotas = Quotas(admission.quota, folder / "quota.json")
     sessions = Sessions(party)

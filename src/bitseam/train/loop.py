@@ -64,10 +64,10 @@ def train(
             except SessionLostError as error:
                 log.warning("%s", error)
             except BitseamError as error:
-                told = f"training stopped in step {session.reached + 1} of {plan.steps}: {error}"
+                fault = f"training stopped in step {session.reached + 1} of {plan.steps}: {error}"
                 if any((recipe.folder / "client").glob("step-*/config.json")):
-                    told += f"\nCheckpoints below {recipe.folder}/client are intact"
-                raise type(error)(told) from error
+                    fault += f"\nCheckpoints below {recipe.folder}/client are intact"
+                raise type(error)(fault) from error
 
 
 def _begin(session: ClientSession, recipe: config.Recipe, stepper: Stepper, batches: Batches) -> None:

@@ -6,7 +6,7 @@ from bitseam.transport.authority import make_certificates
 from bitseam.transport.certs import Tls
 from bitseam.transport.channel import Channel
 from bitseam.transport.flow import HELD_BYTES
-from bitseam.transport.grpc import Listener, connect
+from bitseam.transport.grpc import Listener, connect, require_port
 from bitseam.transport.memory import memory_pair
 
 __all__ = [
@@ -20,5 +20,6 @@ __all__ = [
     "join_address",
     "make_certificates",
     "memory_pair",
+    "require_port",
     "split_address",
 ]

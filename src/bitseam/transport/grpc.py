@@ -201,7 +201,7 @@ class Listener:
         host, port = split_address(address)
         address = join_address(host, port)
         _require_tls(host, tls, exposed)
-        _require_free(host, port)
+        require_port(host, port)
         self._handler, self._plaintext = handler, tls is None
         self._admission = admission or (Admission(tls.authority, tls.revocations) if tls is not None else None)
         # Those with a certificate, and how to end their calls.
@@ -352,7 +352,7 @@ def _require_tls(host: str, tls: Tls | None, exposed: bool) -> None:
     log.warning("PLAINTEXT with %s: %s. network.plaintext_that_anyone_can_read_and_change has allowed it", host, risk)
 
 
-def _require_free(host: str, port: int) -> None:
+def require_port(host: str, port: int) -> None:
     """Raise AddressInUseError unless every address of `host` is free: gRPC is content with one of them."""
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
