@@ -40,7 +40,10 @@ def take_over() -> None:
             os.fstat(descriptor)
         except OSError:
             os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free
-    sys.stdout, sys.stderr = _stream(sys.stdout, 1), _stream(sys.stderr, 2)
+    if sys.stdout is sys.__stdout__:  # and nobody has put something else in its place
+        sys.stdout = _stream(sys.stdout, 1)
+    if sys.stderr is sys.__stderr__:
+        sys.stderr = _stream(sys.stderr, 2)
 
 
 def lost_output() -> OSError | None:

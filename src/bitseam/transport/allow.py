@@ -36,7 +36,15 @@ T = TypeVar("T")
 _strict = ConfigDict(extra="forbid")  # a misspelt line must not let anyone in
 
 Count = Annotated[int, Field(ge=0)]
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")]
+
+
+def _shown(name: str) -> str:
+    if not name.isprintable() or name != name.strip() or "/" in name:
+        raise ValueError("a name has no slash, no control characters, and no space at its ends")
+    return name
+
+
+Name = Annotated[str, Field(min_length=1, max_length=64), AfterValidator(_shown)]
 Fingerprint = Annotated[
     str,
     AfterValidator(lambda text: text.replace(":", "").lower()),
