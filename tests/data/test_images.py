@@ -208,7 +208,7 @@ def test_D17_whatever_a_decoder_raises_is_the_named_error(
             open_image(tmp_path / "x.png")
 
 
-def test_D17_damaged_files_and_formats_that_are_not_tried(tmp_path: Path) -> None:
+def test_D17_damaged_files_and_formats_that_are_not_tried(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     image = Image.effect_noise((64, 64), 50).convert("RGB")
     image.save(tmp_path / "x.avif")
     (tmp_path / "x.avif").write_bytes((tmp_path / "x.avif").read_bytes().replace(b"pitm", b"xxxx"))
@@ -226,6 +226,13 @@ def test_D17_damaged_files_and_formats_that_are_not_tried(tmp_path: Path) -> Non
         (tmp_path / f"cut.{kind}").write_bytes(raw[: len(raw) // 2])
         with pytest.raises(DataError, match=rf"cut.{kind}: not a readable image"):
             open_image(tmp_path / f"cut.{kind}")
+    image.save(tmp_path / "x.tiff", compression="packbits")
+    raw = bytearray((tmp_path / "x.tiff").read_bytes())
+    raw[8:2000] = bytes(1992)
+    (tmp_path / "x.tiff").write_bytes(raw)
+    with pytest.raises(DataError, match=r"x.tiff: not a readable image"):
+        open_image(tmp_path / "x.tiff")
+    assert capfd.readouterr() == ("", "")  # libtiff's own words
 
 
 def test_D17_what_is_no_file(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ import sys
 import time
 import traceback
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -114,11 +114,11 @@ def examine(target: Target, variant: int, raw: bytes, report: Report, base: int)
     return place
 
 
-def campaign(inputs: int, seed: int) -> Iterator[Report]:
-    """Fuzz all targets in turn; the report so far, after every 10000 inputs and at the end."""
+def campaign(inputs: int, seed: int, chosen: Sequence[Target] | None = None) -> Iterator[Report]:
+    """Fuzz all targets in turn, those of `targets` by default; the report so far, every 10000 inputs and at the end."""
     torch.set_num_threads(1)
     rng, report = random.Random(seed), Report(seed)
-    populations = [Population(target) for target in targets()]
+    populations = [Population(target) for target in (targets() if chosen is None else chosen)]
     for population in populations:
         for variant, raw in population.target.seeds:
             population.saw(examine(population.target, variant, raw, report, peak_bytes()), variant, raw)
@@ -143,7 +143,7 @@ def replay(path: Path, found_by: dict[str, Target], report: Report) -> None:
 
 def keep(report: Report, folder: Path = FOUND) -> None:
     """Write what was found, each a file that the tests run from now on."""
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     for name, variant, raw in report.found.values():
         (folder / f"{name}.{variant}.{hashlib.sha256(raw).hexdigest()[:12]}").write_bytes(raw)
 
@@ -163,6 +163,8 @@ def forget_peak() -> None:
 
 
 def _place(error: BaseException) -> str:
+    while error.__cause__ is not None:
+        error = error.__cause__
     frame = traceback.extract_tb(error.__traceback__, limit=-1)[0] if error.__traceback__ else None
     return f"{Path(frame.filename).name}:{frame.lineno}" if frame else ""
 

@@ -13,6 +13,7 @@ on that picture alone:
 
 from __future__ import annotations
 
+import ctypes
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -39,6 +40,13 @@ _UPRIGHT = {
 }
 # Pillow brings pixels of these PNGs to 8 bits, but not the transparent colour that they are compared with.
 _KEY_SCALE = {"L;2": 85, "L;4": 17, "RGB;16B": 1 / 256}
+
+try:  # libtiff writes of damaged files to the terminal itself, a line for each row of pixels
+    _imaging = ctypes.CDLL(Image.core.__file__)  # its dependencies are searched too
+    _imaging.TIFFSetErrorHandler(None)
+    _imaging.TIFFSetWarningHandler(None)
+except (AttributeError, OSError):  # a Pillow that is built otherwise
+    pass
 
 _lock = threading.Lock()
 _silent = 0
