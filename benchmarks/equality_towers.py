@@ -141,7 +141,7 @@ TOWERS = {
     "swinv2": Tower(lambda: hf.Swinv2Model(hf.Swinv2Config(**STAGES)), "layernorm", side=64),
     "focalnet": Tower(
         lambda: hf.FocalNetModel(
-            hf.FocalNetConfig(image_size=64, depths=[1, 1, 1], embed_dim=12, focal_levels=[1] * 3, focal_windows=[3] * 3)
+            hf.FocalNetConfig(image_size=64, depths=[1] * 3, embed_dim=12, focal_levels=[1] * 3, focal_windows=[3] * 3)
         ),
         "layernorm",
         side=64,
@@ -285,7 +285,10 @@ def tower_rows(name: str, folder: Path) -> list[dict[str, Any]]:
 
     pixels = processor(images=pictures(), return_tensors="pt")["pixel_values"]
     same = all(torch.equal(half.pixels(pictures()), pixels) for half in halves)
-    pairs = [(half.tower, lambda x, layer=layer: expected(x, layer)) for half, layer in zip(halves, tower.layers)]
+    pairs = [
+        (half.tower, lambda x, layer=layer: expected(x, layer))
+        for half, layer in zip(halves, tower.layers, strict=True)
+    ]
     return _rows("tower", name, pairs, pixels, same)
 
 

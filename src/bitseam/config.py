@@ -42,12 +42,13 @@ GradientName = Literal["stochastic", "entropy-stochastic", "fp32", "fp16", "bf16
 class Client:
     """The vision half.
 
-    checkpoint: an asset of `bitseam assets`, a folder, or a model hub id; a DINOv2-like vision tower, or a LLaVA.
+    checkpoint: an asset of `bitseam assets`, a folder, or a model hub id; a vision tower that takes images alone
+    (DINOv2, SigLIP, ViT, Swin, ConvNeXt, ...), or a LLaVA 1.5.
     The keys up to `connector_hidden` are for vision towers; a LLaVA checkpoint brings its own.
     """
 
     checkpoint: Name
-    image_size: Count = 224  # pixels
+    image_size: Count = 224  # pixels, the processor's framing scaled to them
     hidden_layer: int = -1  # which hidden state of the tower, as in `output_hidden_states`
     merge: Count = 1  # merge x merge neighbouring patch tokens become one
     connector_hidden: Count | None = None  # width between the two layers; the language model's width by default

@@ -189,6 +189,21 @@ def test_a_disk_that_fills_up_is_named(registry: Registry, tmp_path: Path, monke
         path_of("thing", tmp_path / "cache")
 
 
+def test_M18_an_asset_whose_converter_has_changed_is_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache, made = tmp_path / "cache", []
+    archive = _archive(tmp_path, b"weights")
+    content, entry = archive.read_bytes(), _entry(archive, lambda pieces, out: made.append(out))
+    for before, revision in ((1, 1), (1, 2), (2, 2)):
+        archive.write_bytes(content)
+        monkeypatch.setitem(ENTRIES, "thing", replace(entry, made=revision))
+        if before != revision:
+            with pytest.raises(AssetError, match="fetch it with"):
+                path_of("thing", cache)
+        fetch(["thing"], cache)
+    assert len(made) == 2
+    assert path_of("thing", cache).is_dir()
+
+
 def test_an_archive_already_there_is_converted_once_without_network(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

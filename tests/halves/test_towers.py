@@ -52,8 +52,11 @@ def without(checkpoint: str, end: str) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["vit", "deit", "beit", "beit, normed tokens", "dinov2_with_registers", "dinov3_vit", "ijepa", "vit_mae", "clip"]
-    + ["siglip_vision_model", "aimv2_vision_model", "pixio", "swin", "convnext", "resnet", "dinov3_convnext"],
+    [
+        *["vit", "deit", "beit", "beit, normed tokens", "dinov2_with_registers", "dinov3_vit", "ijepa", "vit_mae"],
+        *["clip", "siglip_vision_model", "aimv2_vision_model", "pixio", "swin", "convnext", "resnet"],
+        "dinov3_convnext",
+    ],
 )
 def test_M5_features_are_as_documented(name: str, tmp_path: Path) -> None:
     for row in towers.tower_rows(name, tmp_path):
@@ -130,8 +133,12 @@ def test_M15_tokens_in_another_order_are_refused(tmp_path: Path, monkeypatch: py
 
 @pytest.mark.parametrize(
     ("name", "end"),
-    [("dinov2", "layer.1.norm1.weight"), ("clip", "vision_model.post_layernorm.bias"), ("vit", "cls_token")]
-    + [("resnet", "embedder.embedder.normalization.running_mean")],
+    [
+        ("dinov2", "layer.1.norm1.weight"),
+        ("clip", "vision_model.post_layernorm.bias"),
+        ("vit", "cls_token"),
+        ("resnet", "embedder.embedder.normalization.running_mean"),
+    ],
 )
 def test_M11_a_missing_tensor_is_refused(name: str, end: str, tmp_path: Path) -> None:
     checkpoint = saved(name, tmp_path)

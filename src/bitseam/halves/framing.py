@@ -4,7 +4,7 @@ A processor that resizes the shorter edge to 256 and crops the middle 224 (DINOv
 112 pixels it resizes to 128 and crops 112, and sees the same. One that resizes to a square (SigLIP) or crops all of the
 shorter edge (CLIP) goes on doing that. Where the processor leaves oblong pictures, their middle square is taken.
 
-Nothing of this is believed: two pictures, one upright and one lying, go through at load, and the outcome is compared.
+Nothing of this is believed: pictures upright, lying and wide go through at load, and the outcome is compared.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def own_framing(processor: Any) -> tuple[int, Framing]:
 
 
 def _own(processor: Any) -> tuple[torch.Tensor, Framing]:
-    """The two pictures as the processor makes them, and the arguments for it."""
+    """The pictures as the processor makes them, and the arguments for it."""
     tries: list[Framing] = [{}]
     size = _sizes(processor, {}, "size")
     if getattr(processor, "do_resize", False) and (edge := size.get("shortest_edge")):
@@ -70,13 +70,13 @@ def _own(processor: Any) -> tuple[torch.Tensor, Framing]:
 
 
 def _run(processor: Any, arguments: Framing) -> torch.Tensor:
-    """The two pictures' pixels (2, 3, H, W). Raises ModelError where they depend on each other."""
+    """The pictures' pixels (3, 3, H, W). Raises ModelError where they depend on each other."""
     together, *alone = (
         np.asarray(processor(images=images, return_tensors="np", **arguments)["pixel_values"])
-        for images in (_PICTURES, _PICTURES[:1], _PICTURES[1:])
+        for images in (_PICTURES, *([picture] for picture in _PICTURES))
     )
-    if together.ndim != 4 or together.shape[:2] != (2, 3):
-        raise ModelError(f"two pictures become an array of {list(together.shape)} and not of [2, 3, height, width]")
+    if together.ndim != 4 or together.shape[:2] != (len(_PICTURES), 3):
+        raise ModelError(f"{len(_PICTURES)} pictures become an array of shape {list(together.shape)}")
     if not all(np.array_equal(one, by_itself[0]) for one, by_itself in zip(together, alone, strict=True)):
         raise ModelError("a picture's pixels depend on the pictures beside it")
     return torch.from_numpy(together.astype(np.float32))
@@ -106,4 +106,4 @@ def _slopes(width: int, height: int) -> Image.Image:
     return Image.fromarray(np.stack([across, down, (across + down) / 2], -1).astype(np.uint8))
 
 
-_PICTURES = [_slopes(384, 256), _slopes(256, 384)]
+_PICTURES = [_slopes(384, 256), _slopes(256, 384), _slopes(1280, 320)]

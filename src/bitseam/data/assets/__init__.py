@@ -26,4 +26,4 @@ class Asset:
 def catalogue(cache: Path | None = None) -> list[Asset]:
     """Every asset, and whether it is in the cache."""
     cache = cache or cache_folder()
-    return [Asset(e.name, e.kind, e.what, e.licence, e.source.size, is_ready(cache / e.name)) for e in ENTRIES.values()]
+    return [Asset(e.name, e.kind, e.what, e.licence, e.source.size, is_ready(e, cache)) for e in ENTRIES.values()]

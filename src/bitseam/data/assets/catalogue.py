@@ -26,7 +26,10 @@ class Source:
 
 @dataclass(frozen=True)
 class Entry:
-    """One asset; `converter` is the module beside this one that turns the pieces into the asset's folder."""
+    """One asset; `converter` is the module beside this one that turns the pieces into the asset's folder.
+
+    made: raised where the converter writes something else than before, so that an older folder is made anew.
+    """
 
     name: str
     kind: Literal["weights", "data"]
@@ -34,6 +37,12 @@ class Entry:
     licence: str
     source: Source
     converter: str
+    made: int = 1
+
+    @property
+    def complete(self) -> str:
+        """The file whose presence says that the asset's folder is whole."""
+        return ".complete" if self.made == 1 else f".complete-{self.made}"
 
     @property
     def convert(self) -> Callable[[Path, Path], None]:
@@ -64,6 +73,7 @@ ENTRIES = {
                 },
             ),
             "dinov2",
+            made=2,  # another framing
         ),
         Entry(
             "stories15m",

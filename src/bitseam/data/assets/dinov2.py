@@ -22,6 +22,9 @@ _RENAMED = {
 def convert(source: Path, out: Path) -> None:
     """Write config.json, model.safetensors (22.06 M float32) and preprocessor_config.json for `AutoModel`.
 
+    The processor takes all of the shorter edge, as the demo has since its first run, and not the middle 224 of 256
+    pixels of DINOv2's own: the demo's photographs have 32 pixels an edge, none to crop away.
+
     Raises AssetError where the graph lacks a tensor of the architecture or has one more.
     """
     import onnx
@@ -41,7 +44,7 @@ def convert(source: Path, out: Path) -> None:
     # The Pillow processor: torchvision is no dependency of ours.
     BitImageProcessorPil(
         do_resize=True,
-        size={"shortest_edge": 256},
+        size={"shortest_edge": 224},
         do_center_crop=True,
         crop_size={"height": 224, "width": 224},
         resample=3,

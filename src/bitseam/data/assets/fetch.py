@@ -36,7 +36,6 @@ _CHUNK = 1 << 16
 _TIMEOUT = (30, 120)  # seconds to connect, and between two bytes
 _TRIES = 5
 _ROOM = 5  # a download, its pieces and the converted asset, as multiples of the download
-_COMPLETE = ".complete"
 
 
 def cache_folder() -> Path:
@@ -61,17 +60,17 @@ def require_cache(part: str) -> None:
         raise _unwritable(folder, error) from error
 
 
-def is_ready(folder: Path) -> bool:
-    """Whether a converted asset is there as a whole."""
-    return (folder / _COMPLETE).exists()
+def is_ready(entry: Entry, cache: Path) -> bool:
+    """Whether a converted asset is there as a whole, as today's converter makes it."""
+    return (cache / entry.name / entry.complete).exists()
 
 
 def path_of(name: str, cache: Path | None = None) -> Path:
     """Folder of a converted asset. Raises AssetError where it is unknown or not fetched yet."""
-    folder = (cache or cache_folder()) / _entry(name).name
-    if not is_ready(folder):
-        raise AssetError(f"{name} is not in the cache {folder.parent}; fetch it with: bitseam assets {name}")
-    return folder
+    entry, cache = _entry(name), cache or cache_folder()
+    if not is_ready(entry, cache):
+        raise AssetError(f"{name} is not in the cache {cache}; fetch it with: bitseam assets {name}")
+    return cache / entry.name
 
 
 def fetch(names: Iterable[str] | None = None, cache: Path | None = None) -> dict[str, Path]:
@@ -83,13 +82,12 @@ def fetch(names: Iterable[str] | None = None, cache: Path | None = None) -> dict
     cache = cache or cache_folder()
     entries = [_entry(name) for name in (ENTRIES if names is None else names)]
     for entry in entries:
-        folder = cache / entry.name
-        if is_ready(folder):
+        if is_ready(entry, cache):
             continue
         with _unwritable_named(cache):
             cache.mkdir(parents=True, exist_ok=True)
             with _alone(cache / f"{entry.name}.lock"):
-                if not is_ready(folder):
+                if not is_ready(entry, cache):
                     _make(entry, cache)
     return {entry.name: cache / entry.name for entry in entries}
 
@@ -203,7 +201,7 @@ def _make(entry: Entry, cache: Path) -> None:
             made.mkdir()
             unpack(archive, source.pieces, pieces)
             entry.convert(pieces, made)
-            (made / _COMPLETE).touch()
+            (made / entry.complete).touch()
             shutil.rmtree(folder, ignore_errors=True)
             os.replace(made, folder)
     finally:
