@@ -58,12 +58,15 @@ class Client:
 
 @dataclass(frozen=True, config=_strict)
 class Lora:
-    """Low-rank adapters (Hu et al., arXiv 2106.09685), through peft."""
+    """Low-rank adapters (Hu et al., arXiv 2106.09685), through peft.
+
+    targets: `all-linear`, every linear layer but the head, or names of layers, each of which must be there.
+    """
 
     rank: Count = 16
     alpha: Count = 32
     dropout: Share = 0.0
-    targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    targets: Literal["all-linear"] | Annotated[tuple[Name, ...], Field(min_length=1)] = "all-linear"
 
 
 @dataclass(frozen=True, config=_strict)

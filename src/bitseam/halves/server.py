@@ -1,37 +1,42 @@
 """The server half of a vision-language model: the language model. Knows nothing of images.
 
-Shapes: B sequences, S padded length, D language width, V vocabulary, A answer tokens in the batch.
+Shapes: B sequences, S columns, D language width, V vocabulary, A answer tokens in the batch.
 """
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+import inspect
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, LlavaForConditionalGeneration
+from transformers import GenerationConfig
+from transformers.masking_utils import chunked_overlay, sliding_window_overlay
 
 from bitseam import config
 from bitseam.errors import ModelError
+from bitseam.halves.loading import load_language
 
-
-class LlavaLanguage(LlavaForConditionalGeneration):
-    """Loads only the language half of a LLaVA; see `bitseam.halves.client.LlavaVision`."""
-
-    _keys_to_ignore_on_load_unexpected: ClassVar[list[str]] = [r"vision_tower", r"multi_modal_projector"]
-
-    def __init__(self, cfg: Any) -> None:
-        super().__init__(cfg)
-        self.model.vision_tower = nn.Identity()
-        self.model.multi_modal_projector = nn.Identity()
+Overlay = Callable[[Any, Any, Tensor, Tensor], Tensor]  # batch, head, positions that look, that are seen -> bool
 
 
 class ServerHalf(nn.Module):
-    """A causal language model that takes embeddings and gives logits where they are needed."""
+    """A causal language model that takes embeddings and gives logits where they are needed.
+
+    stops: tokens that end an answer, by the model's own settings.
+    """
 
     def __init__(self, model: Any) -> None:
         super().__init__()
         self.model = model
+        self.stops = _stop_tokens(self.base)
+
+    @property
+    def base(self) -> Any:
+        """The model itself, where adapters are wrapped around it."""
+        return self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
 
     @property
     def width(self) -> int:
@@ -45,31 +50,62 @@ class ServerHalf(nn.Module):
         """(N,) token ids -> (N, D)."""
         return self.model.get_input_embeddings()(ids)
 
-    def hidden(self, embeds: Tensor, mask: Tensor | None = None, position: Tensor | None = None) -> Tensor:
-        """(B, S, D) embeddings -> (B, S, D) last hidden states.
+    def windows(self, longest: int) -> dict[str, Overlay | None]:
+        """What layers of each kind see of a row of `longest` positions beside the causal mask: None for all of it.
 
-        mask: (B, 1, S, S), added to the attention's scores, where the causal mask is not enough; position: (B, S).
+        The kinds are those of transformers' `layer_types`; "" where the model has one for all layers.
         """
-        decoder = self.model.get_decoder()
-        out = decoder(inputs_embeds=embeds, attention_mask=mask, position_ids=position, use_cache=False)
-        return out.last_hidden_state
+        cfg = self.base.config.get_text_config()
+        window, chunk = getattr(cfg, "sliding_window", None), getattr(cfg, "attention_chunk_size", None)
+        sliding = sliding_window_overlay(window) if window and window < longest else None
+        chunked = chunked_overlay(chunk, torch.zeros(1, dtype=torch.int64)) if chunk and chunk < longest else None
+        kinds = getattr(cfg, "layer_types", None)
+        if not kinds:
+            return {"": sliding or chunked}
+        seen = {"sliding_attention": sliding, "chunked_attention": chunked}
+        return {kind: seen.get(kind) for kind in kinds}
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        """(A, D) -> (A, V), in float32."""
-        return self.model.get_output_embeddings()(hidden).float()
+    def logits(
+        self,
+        embeds: Tensor,
+        places: Tensor,
+        mask: Tensor | Mapping[str, Tensor | None] | None = None,
+        position: Tensor | None = None,
+        everywhere: bool = False,
+    ) -> Tensor:
+        """(B, S, D) embeddings -> (A, V) logits, in float32, of the states at rows and columns `places` (2, A).
+
+        mask: (B, 1, S, S), added to the attention's scores, or one for each kind of layers, where the model's own causal
+        mask is not enough; position: (B, S), where its own positions are not right. everywhere: have the model compute
+        all logits, and take those of `places` from them.
+
+        The model's own forward is called, so that whatever it does before and after its head is done here too.
+        """
+        given = {"inputs_embeds": embeds, "attention_mask": mask, "position_ids": position, "use_cache": False}
+        takes = inspect.signature(self.base.forward).parameters
+        given = {name: value for name, value in given.items() if value is not None and name in takes}
+        if everywhere:
+            return self.model(**given).logits[tuple(places)].float()
+        with _kept(self.model.get_output_embeddings(), places):
+            return self.model(**given).logits[0].float()
 
     @torch.no_grad()
-    def generate(self, embeds: Tensor, mask: Tensor, max_new_tokens: int, end: int, streamer: Any = None) -> Tensor:
-        """Greedy decoding of left-padded (B, S, D) embeddings -> (B, new tokens); a streamer sees (B,) at a time."""
-        return self.model.generate(
-            inputs_embeds=embeds,
-            attention_mask=mask,
-            max_new_tokens=max_new_tokens,
-            do_sample=False,
-            eos_token_id=end,
-            pad_token_id=end,
-            streamer=streamer,
+    def generate(
+        self, embeds: Tensor, mask: Tensor, longest: int, stops: Collection[int], end: int, streamer: Any = None
+    ) -> Tensor:
+        """Greedy decoding of left-padded (B, S, D) embeddings -> (B, new tokens), each up to one of `stops`, for which
+        `end` is put, and which follows it up to the longest; a streamer sees (B,) at a time."""
+        settings = GenerationConfig(
+            max_new_tokens=longest, do_sample=False, num_beams=1, eos_token_id=sorted(stops) or None, pad_token_id=end
         )
+        with plain_settings(self.base):
+            tokens = self.base.generate(
+                inputs_embeds=embeds,
+                attention_mask=mask,
+                generation_config=settings,
+                streamer=None if streamer is None else _Ends(streamer, stops, end),
+            )
+        return _ended(tokens, stops, end)
 
 
 def load_server_half(settings: config.Server) -> ServerHalf:
@@ -77,14 +113,7 @@ def load_server_half(settings: config.Server) -> ServerHalf:
 
     Raises ModelError where the checkpoint cannot be loaded.
     """
-    try:
-        cfg = AutoConfig.from_pretrained(settings.checkpoint)
-        if cfg.model_type == "llava":
-            language = _from_llava(settings.checkpoint)
-        else:
-            language = AutoModelForCausalLM.from_pretrained(settings.checkpoint, dtype=torch.float32)
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelError(f"server.checkpoint {settings.checkpoint!r} cannot be loaded: {error}") from error
+    language = load_language(settings.checkpoint)
     language.requires_grad_(settings.tune == "full")
     if settings.tune == "lora":
         language = add_lora(language, settings.lora)
@@ -92,14 +121,23 @@ def load_server_half(settings: config.Server) -> ServerHalf:
 
 
 def add_lora(language: Any, lora: config.Lora) -> Any:
-    """Wrap with peft adapters, trainable, the rest frozen."""
+    """Wrap with peft adapters, trainable, the rest frozen. Raises ModelError for a target that nothing matches."""
     from peft import LoraConfig, get_peft_model  # slow to import, and needed here alone
 
+    targets = lora.targets if isinstance(lora.targets, str) else list(lora.targets)
+    names = [name for name, _ in language.named_modules()]
+    idle = [t for t in lora.targets if not any(f".{name}".endswith(f".{t}") for name in names)]
+    if not isinstance(targets, str) and idle:
+        linear = sorted({name.rpartition(".")[2] for name, m in language.named_modules() if isinstance(m, nn.Linear)})
+        raise ModelError(
+            f"server.lora.targets: no layer of the model is named {', '.join(idle)}; its linear layers are "
+            f"{', '.join(linear)}"
+        )
     settings = LoraConfig(
         r=lora.rank,
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
-        target_modules=list(lora.targets),
+        target_modules=targets,
         task_type="CAUSAL_LM",
     )
     try:
@@ -108,12 +146,53 @@ def add_lora(language: Any, lora: config.Lora) -> Any:
         raise ModelError(f"server.lora.targets: {error}") from error
 
 
-def _from_llava(checkpoint: str) -> Any:
-    llava = LlavaLanguage.from_pretrained(
-        checkpoint, dtype=torch.float32, key_mapping={r"^language_model\.lm_head": "lm_head"}
-    )
-    with torch.device("meta"):  # a shell to put the loaded parts in
-        language = AutoModelForCausalLM.from_config(llava.config.text_config)
-    setattr(language, language.base_model_prefix, llava.model.language_model)
-    language.set_output_embeddings(llava.lm_head)
-    return language
+@contextmanager
+def plain_settings(model: Any) -> Iterator[None]:
+    """While this lasts, a model has no settings of its own for `generate`, which would fill in what is not asked for:
+    beams, penalties, a least length."""
+    own, model.generation_config = model.generation_config, GenerationConfig()
+    try:
+        yield
+    finally:
+        model.generation_config = own
+
+
+@contextmanager
+def _kept(head: nn.Module | None, places: Tensor) -> Iterator[None]:
+    """While this lasts, the head is given the states at `places` alone, as one row (1, A, D).
+
+    transformers' `logits_to_keep` keeps the same columns of each row. Answers stand elsewhere in each packed row, and
+    for the union of their columns the head would compute several times as much.
+    """
+    if head is None:
+        raise ModelError("the language model has no head (output embeddings)")
+    handle = head.register_forward_pre_hook(lambda _, given: (given[0][tuple(places)][None], *given[1:]))
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _stop_tokens(model: Any) -> frozenset[int]:
+    stops: set[int] = set()
+    for settings in (model.generation_config, model.config, model.config.get_text_config()):
+        ids = getattr(settings, "eos_token_id", None)
+        stops.update([ids] if isinstance(ids, int) else ids or [])
+    return frozenset(stops)
+
+
+def _ended(tokens: Tensor, stops: Collection[int], end: int) -> Tensor:
+    return torch.where(torch.isin(tokens, tokens.new_tensor(sorted(stops))), end, tokens)
+
+
+class _Ends:
+    """Between a model that generates and a streamer, which is told `end` for every stop token."""
+
+    def __init__(self, streamer: Any, stops: Collection[int], end: int) -> None:
+        self._streamer, self._stops, self._end = streamer, stops, end
+
+    def put(self, value: Tensor) -> None:
+        self._streamer.put(_ended(value, self._stops, self._end))
+
+    def end(self) -> None:
+        self._streamer.end()

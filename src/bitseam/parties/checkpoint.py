@@ -20,13 +20,14 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from bitseam import config
 from bitseam.errors import ConfigError, ModelError
 from bitseam.halves.client import load_client_half
+from bitseam.halves.loading import load_token_embedding
 from bitseam.halves.server import load_server_half
 from bitseam.parties.folders import name_of, whole_checkpoints, written
 from bitseam.parties.models import ClientModel, ServerModel
@@ -68,7 +69,7 @@ def build_client(recipe: config.Recipe, locate: Locate) -> ClientModel:
     settings = replace(recipe.client, checkpoint=locate(recipe.client.checkpoint))
     embedding = None
     if recipe.seam.text == "codes":
-        embedding = _token_embedding(Path(locate(recipe.server.checkpoint)))
+        embedding = load_token_embedding(locate(recipe.server.checkpoint))
     return ClientModel(load_client_half(settings, recipe.seam.width), recipe.seam, embedding)
 
 
@@ -267,13 +268,3 @@ def _load_state(model: nn.Module, path: Path, due: set[str]) -> None:
         raise ModelError(f"{path}: {error}") from error
     if unexpected or due & set(missing):
         raise ModelError(f"{path}: missing {sorted(due & set(missing))}, unexpected {sorted(unexpected)}")
-
-
-def _token_embedding(checkpoint: Path) -> Tensor:
-    """The one tensor of the language model that the client reads, where prompts cross as codes."""
-    for path in sorted(checkpoint.glob("*.safetensors")):
-        with safe_open(path, "pt") as file:
-            for key in file.keys():  # noqa: SIM118  (not a dict)
-                if key.endswith("embed_tokens.weight"):
-                    return file.get_tensor(key).float()
-    raise ModelError(f"{checkpoint}: no embed_tokens.weight in its safetensors files; seam.text = 'codes' needs it")

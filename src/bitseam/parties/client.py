@@ -97,7 +97,12 @@ class ClientSession:
             run, steps = checkpoints() if training else ("", [])
             purpose = pb.TRAIN if training else pb.ASK
             return pb.Hello(
-                version=VERSION, purpose=purpose, terms=dict(terms), run=bytes.fromhex(run), steps=steps[-_NAMED:]
+                version=VERSION,
+                purpose=purpose,
+                terms=dict(terms),
+                run=bytes.fromhex(run),
+                steps=steps[-_NAMED:],
+                image_tokens=self.model.vision.tokens,
             )
 
         welcome = self._connection.open(hello)

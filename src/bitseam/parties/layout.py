@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bitseam.halves.server import Overlay
 from bitseam.parties.text import TextBatch
 
 _PADDING, _SHARED = -1, -1
@@ -24,11 +25,13 @@ _MOST = 4  # a group is no longer than so many of the longest rows of its own: a
 
 @dataclass(frozen=True)
 class Layout:
-    """text (2, N): row and column of each text token. first (N,) bool: false for a shared token after its first copy.
+    """text (2, N): row and column of each text token. previous (2, N): of the token before it in its sequence, whose
+    state predicts it; column -1 for none. first (N,) bool: false for a shared token after its first copy.
     images (G,): which image stands at image_place (2, G, M). The planes (R, S): position of each token in its sequence,
     its group (-1: padding), its sequence (-1: shared by the group). sequences: B."""
 
     text: Tensor
+    previous: Tensor
     first: Tensor
     images: Tensor
     image_place: Tensor
@@ -47,13 +50,23 @@ class Layout:
         """(R, S) int64: 0 where there is no token."""
         return (self.group != _PADDING).long()
 
-    def attention_mask(self, dtype: torch.dtype) -> Tensor | None:
-        """(R, 1, S, S), added to attention scores; None where the causal mask alone is right."""
-        if len(self.group) == self.sequences:
+    @property
+    def mixed(self) -> bool:
+        """Whether sequences share rows, so that the causal mask alone is not right."""
+        return len(self.group) != self.sequences
+
+    def attention_mask(self, dtype: torch.dtype, overlay: Overlay | None = None) -> Tensor | None:
+        """(R, 1, S, S), added to attention scores; None where the causal mask alone is right.
+
+        overlay: which positions see which, where that is not all of those before them.
+        """
+        if not self.mixed:
             return None
         group, sequence = self.group, self.sequence
         seen = (sequence[:, None, :] == _SHARED) | (sequence[:, None, :] == sequence[:, :, None])
         seen &= (group[:, None, :] == group[:, :, None]).tril()
+        if overlay is not None:
+            seen &= overlay(0, 0, self.position[:, :, None], self.position[:, None, :])
         blocked = torch.zeros(seen.shape, dtype=dtype, device=seen.device)
         return blocked.masked_fill_(~seen, torch.finfo(dtype).min)[:, None]
 
@@ -69,6 +82,13 @@ def packed(text: TextBatch, tokens: int, ids_known: bool = True) -> Layout:
     members = [part for group in groups.values() for part in _cut(text, tokens, group, most)]
     sizes = _sizes(text, tokens, members)
     return _lay_out(text, tokens, members, _first_fit(sizes), max(sizes))
+
+
+def padded(text: TextBatch, tokens: int) -> Layout:
+    """For training where nothing may share a row: a row a sequence, in order, padded on the right."""
+    members = [[b] for b in range(len(text.lengths))]
+    sizes = _sizes(text, tokens, members)
+    return _lay_out(text, tokens, members, [(b, 0) for b in range(len(members))], max(sizes))
 
 
 def left_padded(text: TextBatch, tokens: int) -> Layout:
@@ -129,6 +149,9 @@ def _lay_out(
     within = torch.arange(len(of)) - (text.lengths.cumsum(0) - text.lengths)[of]
     before = within < text.image_at[of]
     column = torch.where(before, begin[of] + within, rest[of] + within - text.image_at[of])
+    # Behind the image a sequence goes on from the shared beginning, wherever in the row it stands.
+    previous = torch.where(within == text.image_at[of], (begin + text.image_at)[of] + tokens - 1, column - 1)
+    previous[(within == 0) & before] = -1
 
     leaders = torch.tensor([group[0] for group in members])
     step = torch.arange(tokens)
@@ -145,6 +168,7 @@ def _lay_out(
     sequence_plane[row[of], column] = torch.where(before, _SHARED, of)
     return Layout(
         text=torch.stack([row[of], column]),
+        previous=torch.stack([row[of], previous]),
         first=~before | leads[of],
         images=text.image[leaders],
         image_place=torch.stack([image_row, image_column]),

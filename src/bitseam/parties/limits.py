@@ -6,7 +6,7 @@ import math
 
 from bitseam import config
 from bitseam.codecs import EntropyUniform
-from bitseam.errors import LimitError
+from bitseam.errors import CodecError, LimitError, ModelError, RefusedError
 from bitseam.parties.seam import build_seam, channels
 from bitseam.parties.text import TextBatch, most_symbol_bytes
 from bitseam.transport import HELD_BYTES
@@ -69,8 +69,52 @@ def held_bytes(limits: Limits, sessions: int) -> int:
     return sessions * (_COPIES * limits.frame_bytes + HELD_BYTES)
 
 
-def require_rows(text: TextBatch, recipe: config.Recipe) -> None:
-    """Raise LimitError for a sequence that is longer than the recipe's rows: attention takes its length squared."""
+def require_fit(recipe: config.Recipe, tokens: int, rows: int, positions: int | None) -> None:
+    """Raise ModelError where the language model cannot take what the recipe allows.
+
+    tokens: ids of the tokenizer, 0 to the highest; rows: of the token embedding; positions: of the model, if bounded.
+    """
+    if tokens > rows:
+        raise ModelError(
+            f"text.tokenizer {recipe.text.tokenizer!r} has {tokens} token ids, server.checkpoint "
+            f"{recipe.server.checkpoint!r} embeddings for {rows}: give the tokenizer that belongs to the model"
+        )
+    if positions is not None and recipe.text.max_tokens >= positions:
+        raise ModelError(
+            f"text.max_tokens is {recipe.text.max_tokens}, but server.checkpoint {recipe.server.checkpoint!r} has "
+            f"{positions} positions, for the image too: lower it"
+        )
+
+
+def require_image(tokens: int, recipe: config.Recipe, positions: int | None) -> None:
+    """Raise RefusedError where a client's images, of so many tokens, are too long for the rows of the recipe or the model.
+
+    positions: as of `require_fit`.
+    """
+    most = recipe.text.max_tokens
+    if tokens > recipe.seam.max_tokens:
+        raise RefusedError(f"the client's images are {tokens} tokens long; seam.max_tokens is {recipe.seam.max_tokens}")
+    if positions is not None and tokens + most > positions:
+        raise RefusedError(
+            f"the client's images are {tokens} tokens long and text.max_tokens is {most}, together {tokens + most}, but "
+            f"the language model has {positions} positions: lower text.max_tokens on both sides, or merge more of an "
+            "image's tokens into one (client.merge)"
+        )
+
+
+def require_rows(
+    text: TextBatch, recipe: config.Recipe, image_tokens: int = 0, positions: int | None = None, new: int = 0
+) -> None:
+    """Raise LimitError for a sequence that is longer than the recipe's rows, since attention takes its length squared, or
+    with its image and `new` tokens than the model has positions; and CodecError for an answer that nothing predicts."""
     longest, most = int(text.lengths.max()), recipe.text.max_tokens
     if longest > most:
         raise LimitError(f"text: a sequence of {longest} tokens; text.max_tokens is {most}")
+    if positions is not None and longest + image_tokens + new > positions:
+        raise LimitError(
+            f"text: {longest} tokens, {image_tokens} of the image and {new} new ones are more than the language model's "
+            f"{positions} positions"
+        )
+    starts = (text.lengths.cumsum(0) - text.lengths)[(text.image_at > 0) & (text.lengths > 0)]
+    if text.answers[starts].any():
+        raise CodecError("text: a sequence begins with an answer, which nothing before it predicts")

@@ -8,6 +8,7 @@ Shapes: B sequences, S padded length, M image tokens, V vocabulary.
 
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from transformers import (
     AutoImageProcessor,
     AutoModel,
     AutoModelForCausalLM,
+    GenerationConfig,
     PreTrainedConfig,
     PreTrainedModel,
 )
@@ -31,22 +33,31 @@ from bitseam.halves.client import half_from_llava, half_from_tower
 from bitseam.halves.llava import LlavaTower, LlavaVision
 from bitseam.halves.server import ServerHalf
 from bitseam.parties.checkpoint import Locate, load_pair
-from bitseam.parties.models import ClientModel, ServerModel
+from bitseam.parties.models import ClientModel, ServerModel, Ways
 from bitseam.parties.prompts import Prompter
+from bitseam.parties.proof import prove
 from bitseam.parties.text import TextBatch
 
 
 class BitseamConfig(PreTrainedConfig):
-    """recipe: as `asdict(Recipe)`; vision, language: transformers configurations as dictionaries; tower: its facts."""
+    """recipe: as `asdict(Recipe)`; vision, language: transformers configurations as dictionaries; tower: its facts; ways:
+    as `asdict(Ways)`, how the language model is run; generation: its own settings."""
 
     model_type = "bitseam"
 
     def __init__(
-        self, recipe: Any = None, vision: Any = None, language: Any = None, tower: Any = None, **kwargs: Any
+        self,
+        recipe: Any = None,
+        vision: Any = None,
+        language: Any = None,
+        tower: Any = None,
+        ways: Any = None,
+        generation: Any = None,
+        **kwargs: Any,
     ) -> None:
         kwargs.pop("tie_word_embeddings", None)  # the language model's word counts
         self.recipe, self.vision, self.language = recipe or {}, vision or {}, language or {}
-        self.tower = tower or {}
+        self.tower, self.ways, self.generation = tower or {}, ways or {}, generation or {}
         super().__init__(tie_word_embeddings=bool(self.language.get("tie_word_embeddings")), **kwargs)
 
 
@@ -66,10 +77,13 @@ class BitseamModel(PreTrainedModel):
         else:
             tower = AutoModel.from_config(vision, dtype=torch.float32)
             half = half_from_tower(tower, recipe.client, recipe.seam.width, processor, cfg.tower)
-        server = ServerHalf(AutoModelForCausalLM.from_config(language))
-        embedding = torch.zeros(server.vocabulary, server.width) if recipe.seam.text == "codes" else None
+        whole = AutoModelForCausalLM.from_config(language)
+        whole.generation_config = GenerationConfig.from_dict(cfg.generation)
+        server = ServerHalf(whole)
+        embedding = deepcopy(whole.get_input_embeddings()) if recipe.seam.text == "codes" else None
         self.client = ClientModel(half, recipe.seam, embedding)
         self.server = ServerModel(server, recipe.seam)
+        self.server.ways = Ways(**cfg.ways)
         self.recipe = recipe
         # transformers ties the weights of direct children alone; the language model lies deeper.
         deeper, tied = "server.language.model.", server.model.all_tied_weights_keys
@@ -113,8 +127,13 @@ def merge(client: Path, server: Path, out: Path, locate: Locate) -> None:
         server_model.language.model = language = language.merge_and_unload()
     tower = client_model.vision.tower
     vision: Any = tower.llava if isinstance(tower, LlavaTower) else tower.model
-    parts = {"vision": vision.config.to_dict(), "language": language.config.to_dict()}
-    parts["tower"] = client_model.vision.facts
+    parts = {
+        "vision": vision.config.to_dict(),
+        "language": language.config.to_dict(),
+        "tower": client_model.vision.facts,
+        "ways": asdict(prove(server_model, recipe).ways),
+        "generation": language.generation_config.to_dict(),
+    }
     with torch.device("meta"):
         whole = BitseamModel(BitseamConfig(recipe=asdict(recipe), **parts))
     whole.client, whole.server = client_model, server_model

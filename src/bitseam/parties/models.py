@@ -6,17 +6,20 @@ laid out for the language model, D language width, C code channels.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
+from torch.nn.utils.rnn import pad_sequence
 
 from bitseam import config
 from bitseam.errors import ModelError
 from bitseam.halves.client import ClientHalf
 from bitseam.halves.server import ServerHalf
-from bitseam.parties.layout import Layout, left_padded, packed
+from bitseam.parties.layout import Layout, left_padded, packed, padded
 from bitseam.parties.seam import build_projection, build_quantizer
 from bitseam.parties.tables import register_tables
 from bitseam.parties.text import TextBatch, register_dictionary
@@ -26,10 +29,10 @@ from bitseam.quant import Quantized
 class ClientModel(nn.Module):
     """Vision half + image quantizer, and where prompts cross as codes, the token embedding + text quantizer.
 
-    embedding: (V, D), frozen, the language model's own; needed for text codes alone.
+    embedding: looks tokens up, (N,) -> (N, D), frozen, the language model's own; needed for text codes alone.
     """
 
-    def __init__(self, half: ClientHalf, seam: config.Seam, embedding: Tensor | None = None) -> None:
+    def __init__(self, half: ClientHalf, seam: config.Seam, embedding: nn.Module | None = None) -> None:
         super().__init__()
         self.vision = half
         self.image_quantizer = build_quantizer(seam.image_up, seam.width)
@@ -39,7 +42,7 @@ class ClientModel(nn.Module):
         if seam.text == "codes":
             if embedding is None:
                 raise ModelError("seam.text is 'codes': the client needs the language model's token embedding")
-            self.embedding = nn.Embedding.from_pretrained(embedding, freeze=True)
+            self.embedding = embedding.requires_grad_(False)
             self.text_quantizer = build_quantizer(seam.text_up, seam.width)
 
     def image(self, features: Tensor) -> Quantized:
@@ -54,17 +57,33 @@ class ClientModel(nn.Module):
 
     def prompt_features(self, text: TextBatch) -> Tensor:
         """The prompt's tokens -> their embeddings (N - A, D); for text codes alone."""
-        return self.embedding(text.ids[~text.answers].to(self.embedding.weight.device))
+        return self.embedding(text.ids[~text.answers].to(next(self.embedding.parameters()).device))
+
+
+@dataclass(frozen=True)
+class Ways:
+    """How a language model is run. `bitseam.parties.proof` finds the first of each that gives what the model itself does.
+
+    rows: sequences share rows (`packed`), have a row each, padded (`padded`), or are computed one by one (`alone`).
+    everywhere: its head computes all logits, not only those that are asked for. answers: questions are answered
+    together, padded on the left, or one by one. positions: how long a row may be; None for any length.
+    """
+
+    rows: Literal["packed", "padded", "alone"] = "packed"
+    everywhere: bool = False
+    answers: Literal["together", "alone"] = "together"
+    positions: int | None = None
 
 
 class ServerModel(nn.Module):
-    """Level projections + language half."""
+    """Level projections + language half. ways: as proven for this model; those of most until then."""
 
     def __init__(self, half: ServerHalf, seam: config.Seam) -> None:
         super().__init__()
         if half.width != seam.width:
-            raise ModelError(f"seam.width is {seam.width}, but the language model's hidden size is {half.width}")
+            raise ModelError(f"seam.width is {seam.width}, but the language model's embeddings have {half.width}")
         self.language = half
+        self.ways = Ways()
         self.image_projection = build_projection(seam.image_up, seam.width)
         self.text_projection = build_projection(seam.text_up, seam.width) if seam.text == "codes" else None
         register_tables(self, seam)
@@ -81,8 +100,8 @@ class ServerModel(nn.Module):
                     module.train(mode)
         return self
 
-    def assemble(self, text: TextBatch, image: Tensor, prompt: Tensor | None, layout: Layout) -> Tensor:
-        """Text and image levels -> embeddings (R, S, D), laid out.
+    def embed(self, text: TextBatch, image: Tensor, prompt: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Text and image levels -> embeddings of the text (N, D) and of the images (I, M, D).
 
         image: levels (I, M, C); prompt: levels (N - A, C) where the prompt crossed as codes.
         """
@@ -92,32 +111,87 @@ class ServerModel(nn.Module):
         if prompt is not None:
             rows = self.text_projection(prompt) if self.text_projection is not None else prompt
             text_rows = text_rows.index_put((torch.nonzero(~text.answers.to(device))[:, 0],), rows.to(text_rows.dtype))
-        row, column = layout.text[:, layout.first]
-        image_row, image_column = layout.image_place
-        embeds = text_rows.new_zeros(*layout.position.shape, text_rows.shape[-1])
-        embeds = embeds.index_put((row, column), text_rows[layout.first])
-        return embeds.index_put((image_row, image_column), image_rows[layout.images].to(embeds.dtype))
+        return text_rows, image_rows
 
     def answer_logits(self, text: TextBatch, image: Tensor, prompt: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Logits (A, V) that predict the answer tokens, and their ids (A,). Nothing else meets the vocabulary."""
-        layout = packed(text, image.shape[1], ids_known=prompt is None).to(image.device)
-        embeds = self.assemble(text, image, prompt, layout)
-        answers = text.answers.to(image.device)
-        row, column = layout.text[:, answers]
-        # The state before a token predicts it; a token at column 0 is predicted by nothing and never an answer.
-        hidden = self.language.hidden(embeds, layout.attention_mask(embeds.dtype), layout.position)[row, column - 1]
-        return self.language.logits(hidden), text.ids.to(image.device)[answers]
+        logits = self.logits(text, *self.embed(text, image, prompt), self.ways, ids_known=prompt is None)
+        return logits, text.ids.to(image.device)[text.answers.to(image.device)]
+
+    def logits(self, text: TextBatch, text_rows: Tensor, image_rows: Tensor, ways: Ways, ids_known: bool) -> Tensor:
+        """Embeddings as of `embed` -> logits (A, V) that predict the answer tokens. ids_known: as for `packed`."""
+        tokens, device = image_rows.shape[1], image_rows.device
+        shared = ways.rows == "packed"
+        layout = (packed(text, tokens, ids_known) if shared else padded(text, tokens)).to(device)
+        embeds = _place(text_rows, image_rows, layout)
+        places = layout.previous[:, text.answers.to(device)]
+        if shared:
+            mask = self._masks(layout, embeds.dtype)
+            return self.language.logits(embeds, places, mask, layout.position, ways.everywhere)
+        if ways.rows == "padded":
+            return self.language.logits(embeds, places, everywhere=ways.everywhere)
+        parts = []
+        for b, size in enumerate(layout.padding_mask.sum(1).tolist()):
+            column = places[1, places[0] == b]
+            place = torch.stack([torch.zeros_like(column), column])
+            parts.append(self.language.logits(embeds[b : b + 1, :size], place, everywhere=ways.everywhere))
+        return torch.cat(parts)
 
     @torch.no_grad()
     def generate(
         self, text: TextBatch, image: Tensor, prompt: Tensor | None, longest: int, end: int, streamer: Any = None
     ) -> Tensor:
-        """Greedy answers to B questions -> (B, at most `longest`); a streamer sees (B,) at a time."""
-        layout = left_padded(text, image.shape[1]).to(image.device)
-        embeds = self.assemble(text, image, prompt, layout)
-        return self.language.generate(embeds, layout.padding_mask, longest, end, streamer)
+        """Greedy answers to B questions -> (B, at most `longest`), each up to one of the model's stop tokens or `end`,
+        for which `end` stands; a streamer sees (B,) at a time."""
+        rows, stops = self.embed(text, image, prompt), {*self.language.stops, end}
+        return self.answers(text, *rows, self.ways, longest, stops, end, streamer)
+
+    def answers(
+        self,
+        text: TextBatch,
+        text_rows: Tensor,
+        image_rows: Tensor,
+        ways: Ways,
+        longest: int,
+        stops: Collection[int],
+        end: int,
+        streamer: Any = None,
+    ) -> Tensor:
+        """As `generate`, of embeddings as of `embed`, ended by `stops` alone."""
+        layout = left_padded(text, image_rows.shape[1]).to(image_rows.device)
+        embeds, mask = _place(text_rows, image_rows, layout), layout.padding_mask
+        if ways.answers == "together" or len(mask) == 1:
+            return self.language.generate(embeds, mask, longest, stops, end, streamer)
+        told = [
+            self.language.generate(embeds[b : b + 1, -size:], mask[b : b + 1, -size:], longest, stops, end)[0]
+            for b, size in enumerate(mask.sum(1).tolist())
+        ]
+        tokens = pad_sequence(told, batch_first=True, padding_value=end)
+        if streamer is not None:
+            for column in tokens.T.cpu():
+                streamer.put(column)
+            streamer.end()
+        return tokens
 
     def loss(self, text: TextBatch, image: Tensor, prompt: Tensor | None = None) -> Tensor:
         """Cross-entropy summed over answer tokens, nats."""
         logits, ids = self.answer_logits(text, image, prompt)
         return cross_entropy(logits, ids, reduction="sum")
+
+    def _masks(self, layout: Layout, dtype: torch.dtype) -> Tensor | dict[str, Tensor | None] | None:
+        """As transformers takes them: one for each kind of layers only where their windows differ."""
+        kinds = self.language.windows(layout.position.shape[1])
+        if not layout.mixed:
+            return None  # the model's own masks hold its windows
+        if "" in kinds or not any(kinds.values()):
+            return layout.attention_mask(dtype, kinds.get(""))
+        return {kind: layout.attention_mask(dtype, overlay) for kind, overlay in kinds.items()}
+
+
+def _place(text_rows: Tensor, image_rows: Tensor, layout: Layout) -> Tensor:
+    """Embeddings (N, D) and (I, M, D) -> rows (R, S, D), laid out."""
+    row, column = layout.text[:, layout.first]
+    image_row, image_column = layout.image_place
+    embeds = text_rows.new_zeros(*layout.position.shape, text_rows.shape[-1])
+    embeds = embeds.index_put((row, column), text_rows[layout.first])
+    return embeds.index_put((image_row, image_column), image_rows[layout.images].to(embeds.dtype))

@@ -40,9 +40,10 @@ from bitseam.parties.checkpoint import (
     save_server,
 )
 from bitseam.parties.device import choose_device
-from bitseam.parties.limits import session_limits
+from bitseam.parties.limits import require_fit, session_limits
 from bitseam.parties.optimise import Stepper
 from bitseam.parties.prompts import Prompter
+from bitseam.parties.proof import Proof, prove
 from bitseam.parties.quota import Quotas
 from bitseam.parties.resume import own_part, resume_training, training_state
 from bitseam.parties.seam import MODALITIES, build_seam, terms
@@ -110,6 +111,7 @@ class ServerParty:
         if checkpoint is None:
             run, steps = held(recipe, "server")
             checkpoint = folder_of(recipe.folder, "server", steps[-1]) if run else None
+        self.proof: Proof | None = None
         self.compute.submit(self._load, checkpoint).result()
 
     def do(self, kind: str, work: Callable[[], T]) -> T:
@@ -255,6 +257,13 @@ class ServerParty:
             self.run, self.step = identity.run, identity.step
         self.model.to(choose_device(self.recipe.device))
         self.device = next(self.model.parameters()).device
+        if self.proof is None:
+            self.proof = prove(self.model, self.recipe, not self.answers_only)
+            require_fit(
+                self.recipe, self.prompter.vocabulary, self.model.language.vocabulary, self.proof.ways.positions
+            )
+            log.info("%s", self.proof)
+        self.model.ways = self.proof.ways
         self.seam = with_kept_tables(build_seam(self.recipe.seam), self.model)
         train = self.recipe.train
         self.stepper = Stepper(self.model, self.recipe.server.rate, replace(train, steps=train.steps * train.clients))

@@ -26,7 +26,7 @@ from bitseam.errors import (
     WireError,
 )
 from bitseam.parties.ledger import Ledger
-from bitseam.parties.limits import require_rows
+from bitseam.parties.limits import require_image, require_rows
 from bitseam.parties.party import ServerParty, StepReport
 from bitseam.parties.peer import Peer, Stopwatch, decode, encode, printable
 from bitseam.parties.seam import Link, channels
@@ -137,15 +137,16 @@ class ServerSession:
             self._refuse(pb.TERMS_DIFFER, reason, differences)
             shown = printable("; ".join(f"{d.field}: client {d.client}, server {d.server}" for d in differences), 2000)
             raise RefusedError(f"refused {self._who}: {shown}")
-        if self.training:
-            try:
+        try:
+            require_image(hello.image_tokens, party.recipe, party.model.ways.positions)
+            if self.training:
                 self._seat, welcome = party.do("Hello", partial(party.admit, hello, self.client))
-            except RefusedError as error:
-                self._refuse(pb.TERMS_DIFFER, str(error))
-                raise
-            party.averaging.enter(self._seat)
-        else:
-            welcome = pb.Welcome(session=secrets.token_bytes(16), run=bytes.fromhex(party.run), step=party.step)
+                party.averaging.enter(self._seat)
+            else:
+                welcome = pb.Welcome(session=secrets.token_bytes(16), run=bytes.fromhex(party.run), step=party.step)
+        except RefusedError as error:
+            self._refuse(pb.TERMS_DIFFER, str(error))
+            raise
         self._peer.send(welcome)
         return True
 
@@ -212,8 +213,9 @@ class ServerSession:
     def _read(self, message: pb.Forward | pb.Ask) -> tuple[TextBatch, Tensor, Tensor | None]:
         party, seam = self._party, self._party.seam
         text = read_text(message.text, party.prompter.vocabulary, kept_dictionary(party.model))
-        require_rows(text, party.recipe)
         tokens = message.image.shape[1] if len(message.image.shape) == 3 else 0
+        new = message.max_new_tokens if isinstance(message, pb.Ask) else 0
+        require_rows(text, party.recipe, tokens, party.model.ways.positions, new)
         agreed = party.recipe.seam
         due = (int(text.image[-1]) + 1, tokens, channels(agreed.image_up, agreed.width))
         codec = seam.image.at(message.image.rate, "image codes")

@@ -46,7 +46,6 @@ def _serve(recipe: config.Recipe, locate: Locate, checkpoint: Path | None) -> No
     network, folder = recipe.network, recipe.folder / "server"
     side = ready_server(recipe, locate, checkpoint)
     party, tls, admission = side.party, side.tls, side.admission
-    log.info("%s", party.proof)
     if admission is not None:
         party.quotas = Quotas(admission.quota, folder / "quota.json")
     sessions = Sessions(party)

@@ -72,7 +72,7 @@ class Coded(_message.Message):
     def __init__(self, shape: _Optional[_Iterable[int]] = ..., payload: _Optional[bytes] = ..., rate: _Optional[int] = ...) -> None: ...
 
 class Hello(_message.Message):
-    __slots__ = ("version", "purpose", "terms", "session", "run", "steps")
+    __slots__ = ("version", "purpose", "terms", "session", "run", "steps", "image_tokens")
     class TermsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -86,13 +86,15 @@ class Hello(_message.Message):
     SESSION_FIELD_NUMBER: _ClassVar[int]
     RUN_FIELD_NUMBER: _ClassVar[int]
     STEPS_FIELD_NUMBER: _ClassVar[int]
+    IMAGE_TOKENS_FIELD_NUMBER: _ClassVar[int]
     version: int
     purpose: Purpose
     terms: _containers.ScalarMap[str, str]
     session: bytes
     run: bytes
     steps: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, version: _Optional[int] = ..., purpose: _Optional[_Union[Purpose, str]] = ..., terms: _Optional[_Mapping[str, str]] = ..., session: _Optional[bytes] = ..., run: _Optional[bytes] = ..., steps: _Optional[_Iterable[int]] = ...) -> None: ...
+    image_tokens: int
+    def __init__(self, version: _Optional[int] = ..., purpose: _Optional[_Union[Purpose, str]] = ..., terms: _Optional[_Mapping[str, str]] = ..., session: _Optional[bytes] = ..., run: _Optional[bytes] = ..., steps: _Optional[_Iterable[int]] = ..., image_tokens: _Optional[int] = ...) -> None: ...
 
 class Welcome(_message.Message):
     __slots__ = ("session", "run", "step", "resumed")

@@ -1,0 +1,182 @@
+"""Rows of random tokens that a language model is tried on: what it makes of them by itself, and what we make of them.
+
+Shapes: B sequences, L tokens of one, I images of M tokens, D language width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from transformers import GenerationConfig
+
+from bitseam.errors import ModelError
+from bitseam.halves.server import plain_settings
+from bitseam.parties.models import ServerModel, Ways
+from bitseam.parties.text import TextBatch
+
+# Relative. Rounding of float32 stays far below it in models of 135 million weights; what is wrong is far above.
+TOLERANCE = 1e-4
+IMAGE = 4  # tokens
+_NEW = 4  # tokens of an answer
+# Of each sequence: its image, tokens before and behind it, and how many of the last are an answer. The first two share a
+# beginning; the second and the last answer directly behind the image; the last two fit into one row.
+_ROWS = ((0, 2, 7, 3), (0, 2, 4, 4), (1, 1, 3, 2), (2, 0, 2, 2))
+
+
+class Trial:
+    """One draw of rows. longest: tokens of the first, if more than it has anyway; the others are short.
+
+    Raises ModelError where the model's own results are no ground to compare with: its loss is not that of the next
+    token, it looks ahead, or it fails.
+    """
+
+    def __init__(self, model: ServerModel, longest: int, draw: int) -> None:
+        self._model, self._base = model, model.language.base
+        self._device = next(model.parameters()).device
+        generator, usual = torch.Generator().manual_seed(draw), _usual_ids(model)
+
+        def tokens(count: int) -> Tensor:
+            return usual[torch.randint(len(usual), (count,), generator=generator)]
+
+        before = [tokens(row[1]) for row in _ROWS]
+        before[1] = before[0]
+        behind = [tokens(row[2]) for row in _ROWS]
+        behind[0] = tokens(max(len(behind[0]), longest - len(before[0]) - IMAGE))
+        lengths = torch.tensor([len(b) + len(a) for b, a in zip(before, behind, strict=True)])
+        ends = lengths.cumsum(0)
+        answers = torch.zeros(int(ends[-1]), dtype=torch.bool)
+        for end, row in zip(ends.tolist(), _ROWS, strict=True):
+            answers[end - row[3] : end] = True
+        self._text = TextBatch(
+            ids=torch.cat([part for pair in zip(before, behind, strict=True) for part in pair]),
+            lengths=lengths,
+            image_at=torch.tensor([row[1] for row in _ROWS]),
+            image=torch.tensor([row[0] for row in _ROWS]),
+            answers=answers,
+        )
+        self._pictures = tokens(3 * IMAGE).view(3, IMAGE)
+        self._own: tuple[Tensor, Tensor] | None = None
+        self._steps: list[Tensor] | None = None
+
+    def train(self, ways: Ways) -> dict[str, float]:
+        """How far loss and gradient are from the model's own."""
+        if self._own is None:
+            self._own = self._own_loss()
+        loss, gradient = self.loss(ways)
+        return {"loss": apart(loss, self._own[0]), "gradient by the embeddings": apart(gradient, self._own[1])}
+
+    def loss(self, ways: Ways) -> tuple[Tensor, Tensor]:
+        """Summed over answer tokens, nats, and its gradient by the images' embeddings (I, M, D)."""
+        text, embed = self._text, self._model.language.embed
+        image = embed(self._pictures.to(self._device)).detach().requires_grad_()
+        rows = embed(text.ids.to(self._device)).detach()
+        logits = self._model.logits(text, rows, image, ways, ids_known=True)
+        loss = cross_entropy(logits, text.ids[text.answers].to(self._device), reduction="sum")
+        return loss.detach(), torch.autograd.grad(loss, image)[0]
+
+    def answer(self, ways: Ways) -> dict[str, float]:
+        """How far the logits of greedy answers are from those of the model's own `generate`."""
+        text, embed = self._text, self._model.language.embed
+        if self._steps is None:
+            self._steps = [self._own_steps(ids[None]) for _, ids, _ in self._rows()]
+        rows, image = embed(text.ids.to(self._device)), embed(self._pictures.to(self._device))
+        with _recorded(self._base) as steps, torch.no_grad():
+            self._model.answers(text, rows, image, ways, _NEW, (), 0)
+        ours = torch.cat(steps).view(-1, _NEW, steps[0].shape[-1]) if ways.answers == "alone" else torch.stack(steps, 1)
+        return {"answers": max(_steps_apart(*pair) for pair in zip(ours, self._steps, strict=True))}
+
+    def _own_loss(self) -> tuple[Tensor, Tensor]:
+        losses = []
+        gradient = torch.zeros(*self._pictures.shape, self._model.language.width, device=self._device)
+        for picture, (at, ids, answers) in zip(self._text.image.tolist(), self._rows(), strict=True):
+            labels = torch.where(answers, ids, -100)[None]
+            with _leaf_of(self._base.get_input_embeddings()) as leaves:
+                out = self._base(input_ids=ids[None], labels=labels)
+            plain = cross_entropy(out.logits[0, :-1].float().detach(), labels[0, 1:])
+            if not math.isfinite(plain):
+                raise ModelError(f"its own loss of random tokens is {float(plain)}")
+            if apart(out.loss.detach(), plain) > TOLERANCE:
+                raise ModelError(
+                    f"its own loss is not the mean cross-entropy of the next tokens: {float(out.loss):.4f}, where that is "
+                    f"{float(plain):.4f}"
+                )
+            own = torch.autograd.grad(out.loss * answers.sum(), leaves[0])[0][0]
+            if own[-1].any():  # it predicts nothing in its row
+                raise ModelError("it looks at tokens that come later, so that it is no causal language model")
+            losses.append(out.loss.detach() * answers.sum())
+            gradient[picture] += own[at : at + IMAGE]
+        return torch.stack(losses).sum(), gradient
+
+    def _own_steps(self, ids: Tensor) -> Tensor:
+        with _recorded(self._base) as steps:
+            settings = GenerationConfig(max_new_tokens=_NEW, do_sample=False, num_beams=1, pad_token_id=0)
+            with plain_settings(self._base):
+                self._base.generate(input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=settings)
+        return torch.cat(steps)
+
+    def _rows(self) -> Iterator[tuple[int, Tensor, Tensor]]:
+        """Of each sequence, as one without images: where its image begins, ids (L,), and which are answers (L,)."""
+        text, start = self._text, 0
+        for length, at, picture in zip(text.lengths.tolist(), text.image_at.tolist(), text.image.tolist(), strict=True):
+            ids, answers = text.ids[start : start + length], text.answers[start : start + length]
+            whole = torch.cat([ids[:at], self._pictures[picture], ids[at:]])
+            told = torch.cat([answers[:at], torch.zeros(IMAGE, dtype=torch.bool), answers[at:]])
+            yield at, whole.to(self._device), told.to(self._device)
+            start += length
+
+
+def apart(ours: Tensor, own: Tensor) -> float:
+    """Of two tensors, relative to the second; infinite where either is not finite."""
+    scale, size = own.norm(), (ours.to(own.device) - own).norm()
+    relative = float(size / scale) if scale else (math.inf if size else 0.0)
+    return relative if math.isfinite(relative) else math.inf
+
+
+def _steps_apart(ours: Tensor, own: Tensor) -> float:
+    """Logits (steps, V) of two answers, until they go different ways: then what they go on from is different too."""
+    most = 0.0
+    for one, other in zip(ours, own, strict=True):
+        most = max(most, apart(one.nan_to_num(), other.nan_to_num()))
+        if one.argmax() != other.argmax():
+            break
+    return most
+
+
+def _usual_ids(model: ServerModel) -> Tensor:
+    """Token ids without those that have a meaning in the model's settings: padding, marks of an image."""
+    settings = model.language.base.config.get_text_config().to_dict()
+    special = {value for name, value in settings.items() if name.endswith("token_id") and isinstance(value, int)}
+    return torch.tensor([i for i in range(model.language.vocabulary) if i not in special])
+
+
+@contextmanager
+def _leaf_of(module: nn.Module) -> Iterator[list[Tensor]]:
+    """What a module gives is a leaf while this lasts, so that gradients by it can be taken."""
+    leaves: list[Tensor] = []
+
+    def cut(_module: nn.Module, _given: Any, out: Tensor) -> Tensor:
+        leaves.append(out.detach().requires_grad_())
+        return leaves[-1].clone()
+
+    handle = module.register_forward_hook(cut)
+    try:
+        yield leaves
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def _recorded(model: nn.Module) -> Iterator[list[Tensor]]:
+    """The last logits (B, V) of each forward pass."""
+    steps: list[Tensor] = []
+    handle = model.register_forward_hook(lambda _module, _given, out: steps.append(out.logits[:, -1].float()))
+    try:
+        yield steps
+    finally:
+        handle.remove()
