@@ -51,5 +51,6 @@ def _address(network: config.Network) -> str:
 def _show(finding: Finding) -> None:
     line = Text("  ")
     line.append(f"{finding.verdict:<12}", _STYLES[finding.verdict])
-    line.append(finding.subject, "bold")
-    stdout.print(line, ":" if finding.text else "", finding.text, soft_wrap=True)
+    line.append(f"{finding.subject}: " if finding.text else finding.subject, "bold")
+    line.append(finding.text)
+    stdout.print(line, soft_wrap=True)
