@@ -88,8 +88,7 @@ def run_training(recipe: config.Recipe, locate: Locate) -> None:
 def _run_training(recipe: config.Recipe, locate: Locate) -> signal.Signals | None:
     """The signal that has stopped it before its end."""
     held(recipe, "client")  # a folder of another recipe is told before anything else is loaded
-    if _stores_features(recipe):
-        require_cache("features")
+    _require_room(recipe)
     rows, tests = read_rows(recipe.data.train), read_rows(recipe.data.test) if recipe.data.test else []
     with open_party(recipe, locate, None, training=True) as party:
         features = _features(party, recipe, [*rows, *tests])
@@ -129,6 +128,7 @@ def run_evaluation(recipe: config.Recipe, locate: Locate, checkpoint: Path | Non
     """`bitseam evaluate`: score the recipe's test file."""
     if not recipe.data.test:
         raise ConfigError("data.test is empty: name a file of questions to evaluate on")
+    _require_room(recipe)
     rows = read_rows(recipe.data.test)
     with open_party(recipe, locate, checkpoint or newest(recipe.folder, "client"), training=False) as party:
         _evaluate(party, _features(party, recipe, rows), rows, recipe)
@@ -181,6 +181,12 @@ def show_ledger(ledger: Ledger, socket: tuple[int, int] | None) -> None:
 
 def _stores_features(recipe: config.Recipe) -> bool:
     return recipe.data.cache_features and not recipe.client.tune_vision
+
+
+def _require_room(recipe: config.Recipe) -> None:
+    """Raise AssetError where features are to be kept and cannot be."""
+    if _stores_features(recipe):
+        require_cache("features")
 
 
 def _features(party: Party, recipe: config.Recipe, rows: list[Row]) -> Features:
