@@ -6,9 +6,13 @@ from pathlib import Path
 
 import pytest
 from cryptography import x509
+from disks import Disk
 
 from bitseam.errors import TransportError
 from bitseam.transport import connect, join_address, make_certificates, split_address
+from bitseam.transport.authority import add_client, revoke
+
+pytest_plugins = ["disks"]
 
 
 @pytest.mark.parametrize(
@@ -97,3 +101,23 @@ def test_O10_a_file_in_the_folders_place_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(TransportError, match="g: cannot be written"):
         make_certificates(tmp_path / "g")
     assert (tmp_path / "g").read_text() == "mine"
+
+
+def test_O10_a_full_disk_leaves_nothing_that_blocks_the_next_try(disk: Disk) -> None:
+    made = disk.folder / "made"
+    make_certificates(made)
+    before = {path.name: path.read_bytes() for path in made.iterdir()}
+    disk.fill()
+    for act in (
+        lambda: make_certificates(disk.folder / "new"),
+        lambda: add_client(made, "more"),
+        lambda: revoke(made, "client"),
+    ):
+        with pytest.raises(TransportError, match="cannot be written: No space left"):
+            act()
+    assert not (disk.folder / "new").exists()
+    assert {path.name: path.read_bytes() for path in made.iterdir()} == before
+    disk.free()
+    make_certificates(disk.folder / "new")
+    add_client(made, "more")
+    revoke(made, "client")

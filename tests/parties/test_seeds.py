@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from conftest import Tiny, make_recipe
+from test_reconnect import Server, recipe_in, trained
 from typer.testing import CliRunner
 
 from bitseam.cli.main import app
@@ -46,3 +49,11 @@ def test_O5_questions_take_no_negative_seed(tmp_path: object) -> None:
     result = CliRunner().invoke(app, ["questions", str(tmp_path), "--seed", "-1"])
     assert result.exit_code == 2
     assert "--seed" in result.output
+
+
+@pytest.mark.parametrize("seed", [20240101, LARGEST])
+def test_O5_a_pair_trains_with_such_a_seed(tiny: Tiny, tmp_path: Path, seed: int) -> None:
+    server = Server(recipe_in(tiny, tmp_path, seed=seed))
+    trained(server)
+    assert server.failures == []
+    assert server.party.step == server.recipe.train.steps
