@@ -6,9 +6,7 @@ import hashlib
 from importlib.metadata import version
 from pathlib import Path
 
-import bitseam
-
-_ROOT = Path(bitseam.__file__).parent
+_ROOT = Path(__file__).parents[1]
 
 
 def _digest(patterns: tuple[str, ...], *packages: str) -> str:
