@@ -92,7 +92,7 @@ def test_rows_that_are_fewer_than_a_batch_are_refused() -> None:
 
 
 def test_a_batch_is_found_as_fast_at_the_end_of_many_rows_as_at_their_beginning() -> None:
-    count, batch = 200_000, 40
+    count, batch = 60_000, 40
     order = Order([Path(str(i // 2)) for i in range(count)], batch, seed=0)
     order(0)  # the first epoch is ready
     last = count // batch - 1
@@ -105,4 +105,4 @@ def test_a_batch_is_found_as_fast_at_the_end_of_many_rows_as_at_their_beginning(
             seconds.append(time.perf_counter() - start)
         return min(seconds)
 
-    assert max(fastest(number) for number in (0, last // 2, last)) < 1e-3  # walking takes some 50 ms at the end
+    assert max(fastest(number) for number in (0, last // 2, last)) < 1e-3  # walking takes more than 10 ms at the end

@@ -115,5 +115,5 @@ def test_a_killed_process_leaves_no_worker_behind(tmp_path: Path) -> None:
 def test_a_worker_that_is_killed_is_told(tmp_path: Path) -> None:
     process = script(tmp_path, "__import__('os').kill(__import__('os').getpid(), 9)")
     told = process.communicate(timeout=60)[0]
-    assert told.startswith("DataError a process that decodes images was killed")
+    assert told.startswith("DataError a process that decodes images ended")
     assert "data.workers = 0" in told

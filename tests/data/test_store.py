@@ -92,6 +92,16 @@ def test_D8_another_picture_under_the_old_name_size_and_time(
     assert not torch.allclose(before, after, atol=1e-2)
 
 
+def test_D8_a_picture_that_changes_after_it_was_checked_is_not_kept_under_its_old_content(
+    half: ClientHalf, images: list[Path], tmp_path: Path
+) -> None:
+    contents = contents_of(images, Memory(tmp_path / "checked.sqlite"))
+    picture(images[1], 77)
+    with pytest.raises(DataError, match=r"1\.png: the file was changed after it was checked"):
+        StoredFeatures(half, contents, tmp_path / "features")
+    assert list((tmp_path / "features").iterdir()) == []
+
+
 def _weights(half: ClientHalf) -> None:
     with torch.no_grad():
         next(half.tower.parameters()).mul_(1.01)

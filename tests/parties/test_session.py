@@ -16,7 +16,7 @@ from conftest import Tiny, make_recipe
 from torch import Tensor
 
 from bitseam import config
-from bitseam.errors import BitseamError, NonFiniteError, PeerGoneError, RefusedError
+from bitseam.errors import BitseamError, DataError, NonFiniteError, PeerGoneError, RefusedError
 from bitseam.parties.checkpoint import build_client, build_server, held, load_client, newest
 from bitseam.parties.client import ClientSession
 from bitseam.parties.optimise import Stepper
@@ -123,6 +123,24 @@ def test_identity_split_training_is_unsplit_training(tiny: Tiny, tmp_path: Path)
     assert unsplit.keys() == trained.keys()
     for name, weight in unsplit.items():
         torch.testing.assert_close(trained[name], weight, rtol=1e-5, atol=1e-7, msg=lambda m, n=name: f"{n}: {m}")
+
+
+@pytest.mark.parametrize(("fails_at", "told"), [(0, False), (2, True)])
+def test_checkpoints_are_called_intact_where_there_are_any(
+    tiny: Tiny, tmp_path: Path, fails_at: int, told: bool
+) -> None:
+    recipe = make_recipe(tiny, train__calibrate=1, out=str(tmp_path))
+    with pair(recipe) as split:
+        draw = batches(recipe, split.client)
+
+        def fail(number: int) -> tuple[Tensor, TextBatch]:
+            if number == fails_at:
+                raise DataError("an image is gone")
+            return draw(number)
+
+        with pytest.raises(DataError, match=r"training stopped in step .*: an image is gone") as error:
+            train(split.client, recipe, fail)
+    assert ("are intact" in str(error.value)) == told == any((tmp_path / "client").glob("step-*"))
 
 
 def test_accumulated_micro_batches_are_one_large_batch(tiny: Tiny, tmp_path: Path) -> None:

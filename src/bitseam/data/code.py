@@ -6,9 +6,7 @@ import hashlib
 from importlib.metadata import version
 from pathlib import Path
 
-import bitseam
-
-_ROOT = Path(bitseam.__file__).parent
+_ROOT = Path(__file__).parents[1]
 
 
 def _digest(patterns: tuple[str, ...], *packages: str) -> str:
@@ -23,4 +21,4 @@ def _digest(patterns: tuple[str, ...], *packages: str) -> str:
 _PICTURES = ("data/images.py", "halves/*.py")
 PICTURE_CODE = _digest(_PICTURES, "pillow")  # file -> image
 TOWER_CODE = _digest(_PICTURES, "pillow", "torch", "transformers")  # file -> features
-PROMPT_CODE = _digest(("parties/prompt*.py",), "tokenizers", "transformers")  # row -> tokens
+PROMPT_CODE = _digest(("parties/*.py",), "tokenizers", "transformers")  # row -> tokens

@@ -16,8 +16,10 @@ from torch import Tensor
 
 from bitseam.data.code import TOWER_CODE
 from bitseam.data.images import open_image
+from bitseam.data.inspection import content_of
 from bitseam.data.loader import Loader
 from bitseam.data.store import FeatureStore
+from bitseam.errors import DataError
 from bitseam.halves.client import ClientHalf
 
 
@@ -76,9 +78,9 @@ class StoredFeatures:
     def __init__(self, half: ClientHalf, contents: Mapping[Path, bytes], folder: Path) -> None:
         self._contents = contents
         self._store = FeatureStore(folder / tower_digest(half)[:32], (half.tower.tokens, half.tower.width))
-        live = LiveFeatures(half)
+        self._live = LiveFeatures(half)
         with torch.no_grad():
-            self._store.fill({content: image for image, content in contents.items()}, live.of)
+            self._store.fill({content: image for image, content in contents.items()}, self._compute)
         self._device = next(half.parameters()).device
 
     def expect(self, coming: Sequence[tuple[Path, ...]]) -> None:
@@ -86,6 +88,13 @@ class StoredFeatures:
 
     def of(self, images: Sequence[Path]) -> Tensor:
         return torch.from_numpy(self._store.read([self._contents[image] for image in images])).to(self._device)
+
+    def _compute(self, images: Sequence[Path]) -> Tensor:
+        features = self._live.of(images)
+        for image in images:
+            if content_of(image) != self._contents[image]:
+                raise DataError(f"{image}: the file was changed after it was checked; start again")
+        return features
 
 
 def tower_digest(half: ClientHalf) -> str:

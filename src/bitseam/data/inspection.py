@@ -54,6 +54,12 @@ def inspect_images(images: Iterable[Path], memory: Memory, workers: int = 0) -> 
     return inspected
 
 
+def content_of(image: Path) -> bytes:
+    """SHA-256 of a file. Raises OSError."""
+    with image.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").digest()
+
+
 def contents_of(images: Iterable[Path], memory: Memory) -> dict[Path, bytes]:
     """A digest of each image's file. Raises DataError that names what is not a good image."""
     inspected = inspect_images(images, memory)
@@ -98,8 +104,7 @@ def _look(images: Sequence[Path]) -> list[tuple[Path, bytes, str]]:
     for image in images:
         try:
             open_image(image)
-            with image.open("rb") as file:
-                looks.append((image, hashlib.file_digest(file, "sha256").digest(), ""))
+            looks.append((image, content_of(image), ""))
         except DataError as error:
             looks.append((image, b"", str(error)))
         except OSError as error:
