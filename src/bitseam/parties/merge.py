@@ -64,7 +64,7 @@ class BitseamModel(PreTrainedModel):
         if vision.model_type == "llava":
             half = half_from_llava(LlavaVision(vision), processor, cfg.tower)
         else:
-            tower = AutoModel.from_config(vision, dtype=torch.float32)
+            tower = AutoModel.from_config(vision)
             half = half_from_tower(tower, recipe.client, recipe.seam.width, processor, cfg.tower)
         server = ServerHalf(AutoModelForCausalLM.from_config(language))
         embedding = torch.zeros(server.vocabulary, server.width) if recipe.seam.text == "codes" else None
