@@ -15,7 +15,7 @@ from PIL import Image
 from bitseam.errors import ModelError
 from bitseam.halves.framing import framing
 
-towers = load_benchmark("equality_towers")
+towers, tiny_towers = load_benchmark("equality_towers"), load_benchmark("tiny_towers")
 
 
 def square(side: int) -> dict[str, int]:
@@ -81,9 +81,9 @@ def test_M18_what_cannot_be_framed_so_is_refused(processor: Any, side: int) -> N
 
 
 def test_M18_a_tower_at_its_own_size_sees_what_its_processor_makes(tmp_path: Path) -> None:
-    tower = towers.TOWERS["dinov2"]
-    processor = towers.cropping(56)  # 64, then the middle 56
-    checkpoint = towers.save((tower.make(), processor), tmp_path)
+    tower = tiny_towers.TOWERS["dinov2"]
+    processor = tiny_towers.cropping(56)  # 64, then the middle 56
+    checkpoint = tiny_towers.save((tower.make(), processor), tmp_path)
     assert torch.equal(towers.load(checkpoint).pixels(towers.pictures()), pixels(processor))
     half = towers.load(checkpoint, image_size=28)
     assert torch.equal(half.pixels(towers.pictures()), pixels(processor, **short(32, 28)))
@@ -99,6 +99,6 @@ def test_M18_the_middle_of_a_picture_is_where_it_was() -> None:
 
 
 def test_M18_a_llava_whose_processor_does_not_fit_its_tower_is_refused(tmp_path: Path) -> None:
-    checkpoint = towers.save((towers.llava(), towers.crop_of_shortest(42)), tmp_path)
+    checkpoint = tiny_towers.save((tiny_towers.llava(), tiny_towers.crop_of_shortest(42)), tmp_path)
     with pytest.raises(ModelError, match=r"client.checkpoint .*42 x 42 pixels cannot go through"):
         towers.load(checkpoint)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from bitseam import config
 from bitseam.errors import ModelError
 from bitseam.halves.client import load_client_half
 
-towers = load_benchmark("equality_towers")
+towers, tiny_towers = load_benchmark("equality_towers"), load_benchmark("tiny_towers")
 
 
 def refusal(checkpoint: str, **changes: object) -> str:
@@ -30,9 +31,9 @@ def refusal(checkpoint: str, **changes: object) -> str:
 
 
 def saved(name: str, folder: Path) -> str:
-    tower = towers.TOWERS[name]
+    tower = tiny_towers.TOWERS[name]
     torch.manual_seed(0)
-    return towers.save((tower.make(), tower.processor(tower.side)), folder)
+    return tiny_towers.save((tower.make(), tower.processor(tower.side)), folder)
 
 
 def rewrite(checkpoint: str, change: object) -> None:
@@ -63,7 +64,7 @@ def test_M5_features_are_as_documented(name: str, tmp_path: Path) -> None:
         assert row["verdict"] == "equal", row
 
 
-@pytest.mark.parametrize("name", list(towers.LLAVAS))
+@pytest.mark.parametrize("name", list(tiny_towers.LLAVAS))
 def test_M15_llava_towers_are_transformers_own(name: str, tmp_path: Path) -> None:
     for row in towers.llava_rows(name, tmp_path):
         assert row["verdict"] == "equal", row
@@ -79,8 +80,8 @@ def test_M5_merged_patches_are_neighbours(tmp_path: Path) -> None:
 
 
 def test_M5_a_norm_that_nobody_can_tell_is_refused(tmp_path: Path) -> None:
-    made = towers.OTHERS["efficientnet"]()
-    assert "final norm cannot be told" in refusal(towers.save(made, tmp_path), image_size=64)
+    made = tiny_towers.OTHERS["efficientnet"]()
+    assert "final norm cannot be told" in refusal(tiny_towers.save(made, tmp_path), image_size=64)
 
 
 @pytest.mark.parametrize(("name", "side"), [("vit", 28), ("clip", 112), ("siglip", 84), ("deit", 112), ("beit", 28)])
@@ -92,7 +93,7 @@ def test_M14_other_sizes_are_interpolated(name: str, side: int, tmp_path: Path) 
     model = AutoModel.from_pretrained(checkpoint).eval()
     model = getattr(model, "vision_model", model)
     out = model(pixel_values=pixels, interpolate_pos_encoding=True, output_hidden_states=True)
-    tower = towers.TOWERS[name]
+    tower = tiny_towers.TOWERS[name]
     state = model.get_submodule(tower.norm)(out.hidden_states[-1]) if tower.norm else out.hidden_states[-1]
     torch.testing.assert_close(half.features(pixels), state[:, tower.before :], rtol=1e-4, atol=1e-5)
 
@@ -106,9 +107,9 @@ def test_M14_sizes_that_a_tower_cannot_take_are_named(tmp_path: Path) -> None:
     assert "client.image_size 68 does not divide" in text
 
 
-@pytest.mark.parametrize("name", [*towers.OTHERS, *towers.OTHER_VLMS])
+@pytest.mark.parametrize("name", [*tiny_towers.OTHERS, *tiny_towers.OTHER_VLMS])
 def test_M15_other_models_are_refused(name: str, tmp_path: Path) -> None:
-    kind, made = ("tower", towers.OTHERS) if name in towers.OTHERS else ("vlm", towers.OTHER_VLMS)
+    kind, made = ("tower", tiny_towers.OTHERS) if name in tiny_towers.OTHERS else ("vlm", tiny_towers.OTHER_VLMS)
     for row in towers.refused_rows(kind, name, made[name](), tmp_path):
         assert row["verdict"] == "refused", row
         assert "\n" not in row["reason"]
@@ -116,8 +117,8 @@ def test_M15_other_models_are_refused(name: str, tmp_path: Path) -> None:
 
 
 def test_M15_a_tower_whose_pictures_mix_is_refused(tmp_path: Path) -> None:
-    vision = hf.PixtralVisionModel(hf.PixtralVisionConfig(**towers.VIT | {"head_dim": 12}))
-    assert "no vision tower" in refusal(towers.save((vision, towers.square(56)), tmp_path))
+    vision = hf.PixtralVisionModel(hf.PixtralVisionConfig(**tiny_towers.VIT | {"head_dim": 12}))
+    assert "no vision tower" in refusal(tiny_towers.save((vision, tiny_towers.square(56)), tmp_path))
 
 
 def test_M15_tokens_in_another_order_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -142,7 +143,7 @@ def test_M15_tokens_in_another_order_are_refused(tmp_path: Path, monkeypatch: py
 )
 def test_M11_a_missing_tensor_is_refused(name: str, end: str, tmp_path: Path) -> None:
     checkpoint = saved(name, tmp_path)
-    side = towers.TOWERS[name].side
+    side = tiny_towers.TOWERS[name].side
     towers.load(checkpoint, image_size=side)
     without(checkpoint, end)
     assert end.removeprefix("vision_model.") in refusal(checkpoint, image_size=side)
@@ -168,7 +169,7 @@ def test_M11_tensors_of_another_shape_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("end", ["linear_1.weight", "layers.1.mlp.fc1.bias", "patch_embedding.weight"])
 def test_M11_llava(end: str, tmp_path: Path) -> None:
-    checkpoint = towers.save(towers.LLAVAS["llava, clip, default"](), tmp_path)
+    checkpoint = tiny_towers.save(tiny_towers.LLAVAS["llava, clip, default"](), tmp_path)
     without(checkpoint, end)
     assert end in refusal(checkpoint)
 
@@ -190,8 +191,18 @@ def test_M17_unfit_checkpoints_are_one_line(files: dict[str, str], what: str, tm
     assert what in refusal(str(tmp_path))
 
 
+def test_M17_an_image_processor_that_cannot_be_loaded(tmp_path: Path) -> None:
+    checkpoint = saved("dinov3_vit", tmp_path)
+    path = tmp_path / "preprocessor_config.json"
+    if importlib.util.find_spec("torchvision") is None:
+        path.write_text(path.read_text().replace("BitImageProcessor", "DINOv3ViTImageProcessor"))
+        assert "preprocessor_config.json, cannot be loaded: it needs torchvision" in refusal(checkpoint)
+    path.unlink()
+    assert "preprocessor_config.json, cannot be loaded" in refusal(checkpoint)
+
+
 def test_M17_a_llava_of_another_width(tmp_path: Path) -> None:
-    checkpoint = towers.save(towers.LLAVAS["llava, clip, default"](), tmp_path)
+    checkpoint = tiny_towers.save(tiny_towers.LLAVAS["llava, clip, default"](), tmp_path)
     with pytest.raises(ModelError, match=r"seam.width is 48, but this LLaVA's is 32"):
         load_client_half(config.Client(checkpoint=checkpoint), 48)
 

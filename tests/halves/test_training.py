@@ -17,13 +17,13 @@ from bitseam.parties.merge import BitseamModel, merge
 from bitseam.parties.optimise import Stepper
 from bitseam.parties.prompts import Prompter
 
-towers = load_benchmark("equality_towers")
+towers, tiny_towers = load_benchmark("equality_towers"), load_benchmark("tiny_towers")
 TRAIN = config.Train(steps=4, batch=1, warmup=0.0)
 
 
 def saved(model: nn.Module, processor: object, folder: Path, dtype: torch.dtype = torch.float32) -> str:
     """The same weights in every type: those of the coarsest."""
-    towers.redraw(model)
+    tiny_towers.redraw(model)
     model.bfloat16().half().to(dtype).save_pretrained(folder)
     processor.save_pretrained(folder)
     return str(folder)
@@ -52,8 +52,8 @@ def test_M4_half_precision_checkpoints_train_as_float32(
     moved = []
     for i, kind in enumerate((torch.float32, dtype)):
         torch.manual_seed(0)
-        model = towers.llava() if name == "llava" else towers.TOWERS[name].make()
-        checkpoint = saved(model, towers.crop_of_shortest(56), tmp_path / str(i), kind)
+        model = tiny_towers.llava() if name == "llava" else tiny_towers.TOWERS[name].make()
+        checkpoint = saved(model, tiny_towers.crop_of_shortest(56), tmp_path / str(i), kind)
         torch.manual_seed(0)
         moved.append(trained(towers.load(checkpoint, tune_vision=tune)))
     due, found = moved
@@ -94,7 +94,7 @@ def test_M4_every_tensor_is_float32_and_a_merged_model_too(tiny: Tiny, tmp_path:
 @pytest.mark.parametrize("name", ["vit", "clip", "swin"])
 def test_M4_a_merged_tower_of_another_kind_is_cut_as_before(name: str, tiny: Tiny, tmp_path: Path) -> None:
     torch.manual_seed(0)
-    tower = towers.TOWERS[name]
+    tower = tiny_towers.TOWERS[name]
     checkpoint = saved(tower.make(), tower.processor(tower.side), tmp_path / "tower", torch.bfloat16)
     recipe = make_recipe(tiny, client__checkpoint=checkpoint, client__image_size=tower.side, client__merge=1)
     client, server = build_client(recipe, str).eval(), build_server(recipe, str).eval()
@@ -114,17 +114,17 @@ def restless(folder: Path, kind: str, tune: bool) -> ClientHalf:
     """A tower that answers by chance or by its neighbours in training mode."""
     torch.manual_seed(0)
     models = {
-        "dropout": lambda: hf.ViTModel(hf.ViTConfig(**towers.VIT, **DROPPING)),
-        "drop path": lambda: hf.Dinov2Model(hf.Dinov2Config(**towers.VIT, drop_path_rate=0.5)),
-        "batch norm": towers.TOWERS["resnet"].make,
-        "llava": towers.llava,
+        "dropout": lambda: hf.ViTModel(hf.ViTConfig(**tiny_towers.VIT, **DROPPING)),
+        "drop path": lambda: hf.Dinov2Model(hf.Dinov2Config(**tiny_towers.VIT, drop_path_rate=0.5)),
+        "batch norm": tiny_towers.TOWERS["resnet"].make,
+        "llava": tiny_towers.llava,
     }
     model, side = models[kind](), 64 if kind == "batch norm" else 56
     if kind == "llava":
         model.config.vision_config.attention_dropout = 0.5
-    checkpoint = saved(model, towers.crop_of_shortest(side), folder)
+    checkpoint = saved(model, tiny_towers.crop_of_shortest(side), folder)
     settings = config.Client(checkpoint=checkpoint, image_size=side, tune_vision=tune)
-    return load_client_half(settings, towers.WIDTH)
+    return load_client_half(settings, tiny_towers.WIDTH)
 
 
 @pytest.mark.parametrize("kind", ["dropout", "drop path", "batch norm", "llava"])
@@ -180,6 +180,6 @@ def test_M7_adapters_keep_their_own_dropout(tiny: Tiny) -> None:
     text = Prompter(recipe.text).batch(["what is this ?"], ["yes"])
     image = torch.randn(1, 4, 32)
     server.train()
-    assert len({float(server.loss(text, image)) for _ in range(3)}) == 3
+    assert len({server.loss(text, image).item() for _ in range(3)}) == 3
     server.eval()
-    assert len({float(server.loss(text, image)) for _ in range(3)}) == 1
+    assert len({server.loss(text, image).item() for _ in range(3)}) == 1

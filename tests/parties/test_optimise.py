@@ -89,6 +89,8 @@ def test_M19_a_resumed_run_is_the_same_to_the_bit() -> None:
     for name, tensor in straight.state_dict().items():
         assert torch.equal(again.state_dict()[name], tensor), name
     moments = third.state()
+    for name, p in again.named_parameters():
+        assert moments[f"{name}/exp_avg"].shape == p.shape
     for name, tensor in first.state().items():
         assert torch.equal(moments[name], tensor), name
 

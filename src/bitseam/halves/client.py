@@ -133,17 +133,25 @@ def _from_tower(settings: config.Client, width: int, cfg: Any) -> ClientHalf:
         check_takes_images(_vision(AutoModel.from_config(cfg)))
     loaded = load_float32(AutoModel, settings.checkpoint)
     tower = prove_tower(_vision_part(loaded), settings.hidden_layer, settings.image_size, settings.merge)
-    return _around(tower, settings, width, AutoImageProcessor.from_pretrained(settings.checkpoint))
+    return _around(tower, settings, width, _processor(settings.checkpoint))
 
 
 def _from_llava(settings: config.Client, width: int, cfg: Any) -> ClientHalf:
     if cfg.text_config.hidden_size != width:
         raise ModelError(f"seam.width is {width}, but this LLaVA's is {cfg.text_config.hidden_size}")
-    processor = AutoImageProcessor.from_pretrained(settings.checkpoint)
+    processor = _processor(settings.checkpoint)
     side, fitted = own_framing(processor)
     loaded = load_float32(LlavaVision, settings.checkpoint)
     connector = loaded.model.take_connector()
     return ClientHalf(prove_llava(loaded, side), connector, processor, fitted)
+
+
+def _processor(checkpoint: str) -> Any:
+    try:
+        return AutoImageProcessor.from_pretrained(checkpoint)
+    except Exception as error:  # as in `load_client_half`
+        why = "it needs torchvision: pip install torchvision" if "torchvision" in str(error) else first_sentence(error)
+        raise ModelError(f"its image processor, preprocessor_config.json, cannot be loaded: {why}") from error
 
 
 def _vision(model: Any) -> Any:

@@ -71,15 +71,16 @@ def _own(processor: Any) -> tuple[torch.Tensor, Framing]:
 
 def _run(processor: Any, arguments: Framing) -> torch.Tensor:
     """The pictures' pixels (3, 3, H, W). Raises ModelError where they depend on each other."""
-    together, *alone = (
-        np.asarray(processor(images=images, return_tensors="np", **arguments)["pixel_values"])
-        for images in (_PICTURES, *([picture] for picture in _PICTURES))
-    )
+    with torch.device("cpu"):  # merged models are built on the meta device
+        together, *alone = (
+            torch.as_tensor(processor(images=images, return_tensors="pt", **arguments)["pixel_values"])
+            for images in (_PICTURES, *([picture] for picture in _PICTURES))
+        )
     if together.ndim != 4 or together.shape[:2] != (len(_PICTURES), 3):
         raise ModelError(f"{len(_PICTURES)} pictures become an array of shape {list(together.shape)}")
-    if not all(np.array_equal(one, by_itself[0]) for one, by_itself in zip(together, alone, strict=True)):
+    if not all(torch.equal(one, by_itself[0]) for one, by_itself in zip(together, alone, strict=True)):
         raise ModelError("a picture's pixels depend on the pictures beside it")
-    return torch.from_numpy(together.astype(np.float32))
+    return together.float()
 
 
 def _sizes(processor: Any, arguments: Framing, name: str) -> dict[str, int]:

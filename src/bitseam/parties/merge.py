@@ -75,7 +75,7 @@ class BitseamModel(PreTrainedModel):
         if vision.model_type == "llava":
             half = half_from_llava(LlavaVision(vision), processor, cfg.tower)
         else:
-            tower = AutoModel.from_config(vision, dtype=torch.float32)
+            tower = AutoModel.from_config(vision)
             half = half_from_tower(tower, recipe.client, recipe.seam.width, processor, cfg.tower)
         whole = AutoModelForCausalLM.from_config(language)
         whole.generation_config = GenerationConfig.from_dict(cfg.generation)
