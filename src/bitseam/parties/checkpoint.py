@@ -296,4 +296,3 @@ def _load_state(model: nn.Module, path: Path, due: set[str]) -> None:
         raise ModelError(f"{path}: {error}") from error
     if unexpected or due & set(missing):
         raise ModelError(f"{path}: missing {sorted(due & set(missing))}, unexpected {sorted(unexpected)}")
-
