@@ -53,6 +53,9 @@ def load_language(checkpoint: str) -> Any:
         raise ModelError(f"{where} cannot be loaded: {first_line(error)}") from error
     require_whole(told, where)
     language.config.return_dict = True  # a checkpoint may ask for tuples
+    # In evaluation RWKV divides weights in place, against overflow in half precision, and would be saved so.
+    if getattr(language.config, "rescale_every", 0):
+        language.config.rescale_every = 0
     return language
 
 

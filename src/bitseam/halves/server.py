@@ -50,6 +50,14 @@ class ServerHalf(nn.Module):
         """(N,) token ids -> (N, D)."""
         return self.model.get_input_embeddings()(ids)
 
+    def require_plain_loss(self) -> None:
+        """Raise ModelError where the model's own loss is more than the cross-entropy of each next token."""
+        if getattr(self.base.config, "output_router_logits", False):
+            raise ModelError(
+                "server.checkpoint: output_router_logits is true: its own loss adds one of the router, which depends on "
+                "the whole batch; set it to false in the checkpoint's config.json to train"
+            )
+
     def windows(self, longest: int) -> dict[str, Overlay | None]:
         """What layers of each kind see of a row of `longest` positions beside the causal mask: None for all of it.
 
@@ -75,19 +83,23 @@ class ServerHalf(nn.Module):
     ) -> Tensor:
         """(B, S, D) embeddings -> (A, V) logits, in float32, of the states at rows and columns `places` (2, A).
 
-        mask: (B, 1, S, S), added to the attention's scores, or one for each kind of layers, where the model's own causal
-        mask is not enough; position: (B, S), where its own positions are not right. everywhere: have the model compute
+        mask: (B, 1, S, S), added to the attention's scores, or one for each kind of layers, where the model's own
+        causal mask is not enough; position: (B, S), where its own positions are not right. everywhere: have the model compute
         all logits, and take those of `places` from them.
 
         The model's own forward is called, so that whatever it does before and after its head is done here too.
         """
-        given = {"inputs_embeds": embeds, "attention_mask": mask, "position_ids": position, "use_cache": False}
-        takes = inspect.signature(self.base.forward).parameters
-        given = {name: value for name, value in given.items() if value is not None and name in takes}
+        given = {"inputs_embeds": embeds, "attention_mask": mask, "position_ids": position}
         if everywhere:
-            return self.model(**given).logits[tuple(places)].float()
+            return self.run(**given).logits[tuple(places)].float()
         with _kept(self.model.get_output_embeddings(), places):
-            return self.model(**given).logits[0].float()
+            return self.run(**given).logits[0].float()
+
+    def run(self, **given: Any) -> Any:
+        """The model's own forward, without a cache, given what is not None and it can take."""
+        takes = inspect.signature(self.base.forward).parameters
+        given = {name: value for name, value in {**given, "use_cache": False}.items() if value is not None}
+        return self.model(**{name: value for name, value in given.items() if name in takes})
 
     @torch.no_grad()
     def generate(
@@ -106,6 +118,23 @@ class ServerHalf(nn.Module):
                 streamer=None if streamer is None else _Ends(streamer, stops, end),
             )
         return _ended(tokens, stops, end)
+
+    @torch.no_grad()
+    def generate_without_cache(
+        self, embeds: Tensor, longest: int, stops: Collection[int], end: int, streamer: Any = None
+    ) -> Tensor:
+        """As `generate`, of one sequence (1, S, D), by a whole forward pass for each token."""
+        told = _Ends(streamer, stops, end) if streamer is not None else None
+        tokens: list[Tensor] = []
+        while len(tokens) < longest and not (tokens and int(tokens[-1]) in stops):
+            last = torch.tensor([[0], [embeds.shape[1] - 1]], device=embeds.device)
+            tokens.append(self.logits(embeds.clone(), last).argmax(-1))  # CTRL scales in place
+            embeds = torch.cat([embeds, self.embed(tokens[-1])[None]], 1)
+            if told is not None:
+                told.put(tokens[-1])
+        if told is not None:
+            told.end()
+        return _ended(torch.cat(tokens)[None], stops, end)
 
 
 def load_server_half(settings: config.Server) -> ServerHalf:

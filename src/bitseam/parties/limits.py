@@ -87,7 +87,7 @@ def require_fit(recipe: config.Recipe, tokens: int, rows: int, positions: int | 
 
 
 def require_image(tokens: int, recipe: config.Recipe, positions: int | None) -> None:
-    """Raise RefusedError where a client's images, of so many tokens, are too long for the rows of the recipe or the model.
+    """Raise RefusedError where a client's images, of so many tokens, are too long for the recipe or the model.
 
     positions: as of `require_fit`.
     """
@@ -96,8 +96,8 @@ def require_image(tokens: int, recipe: config.Recipe, positions: int | None) -> 
         raise RefusedError(f"the client's images are {tokens} tokens long; seam.max_tokens is {recipe.seam.max_tokens}")
     if positions is not None and tokens + most > positions:
         raise RefusedError(
-            f"the client's images are {tokens} tokens long and text.max_tokens is {most}, together {tokens + most}, but "
-            f"the language model has {positions} positions: lower text.max_tokens on both sides, or merge more of an "
+            f"the client's images are {tokens} tokens long and text.max_tokens is {most}, together {tokens + most}, "
+            f"but the language model has {positions} positions: lower text.max_tokens on both sides, or merge more of an "
             "image's tokens into one (client.merge)"
         )
 
@@ -105,15 +105,15 @@ def require_image(tokens: int, recipe: config.Recipe, positions: int | None) -> 
 def require_rows(
     text: TextBatch, recipe: config.Recipe, image_tokens: int = 0, positions: int | None = None, new: int = 0
 ) -> None:
-    """Raise LimitError for a sequence that is longer than the recipe's rows, since attention takes its length squared, or
-    with its image and `new` tokens than the model has positions; and CodecError for an answer that nothing predicts."""
+    """Raise LimitError for a sequence that is longer than the recipe's rows, since attention takes its length squared,
+    or with its image and `new` tokens than the model has positions; CodecError for an answer that nothing predicts."""
     longest, most = int(text.lengths.max()), recipe.text.max_tokens
     if longest > most:
         raise LimitError(f"text: a sequence of {longest} tokens; text.max_tokens is {most}")
     if positions is not None and longest + image_tokens + new > positions:
         raise LimitError(
-            f"text: {longest} tokens, {image_tokens} of the image and {new} new ones are more than the language model's "
-            f"{positions} positions"
+            f"text: {longest} tokens, {image_tokens} of the image and {new} new ones are more than the language "
+            f"model's {positions} positions"
         )
     starts = (text.lengths.cumsum(0) - text.lengths)[(text.image_at > 0) & (text.lengths > 0)]
     if text.answers[starts].any():

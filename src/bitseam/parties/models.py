@@ -62,21 +62,22 @@ class ClientModel(nn.Module):
 
 @dataclass(frozen=True)
 class Ways:
-    """How a language model is run. `bitseam.parties.proof` finds the first of each that gives what the model itself does.
+    """How a language model is run: as plainly as can be, until `bitseam.parties.proof` shows that less does as well.
 
-    rows: sequences share rows (`packed`), have a row each, padded (`padded`), or are computed one by one (`alone`).
-    everywhere: its head computes all logits, not only those that are asked for. answers: questions are answered
-    together, padded on the left, or one by one. positions: how long a row may be; None for any length.
+    rows: sequences share rows (`packed`), have a row each (`padded`), or are computed one by one (`alone`). everywhere:
+    the head computes all logits, not only those that are asked for. answers: to questions together, padded on the left
+    (`together`), one by one (`alone`), or by a whole forward pass a token (`uncached`). positions: how long a row may
+    be; None for any length.
     """
 
-    rows: Literal["packed", "padded", "alone"] = "packed"
+    rows: Literal["packed", "padded", "alone"] = "alone"
     everywhere: bool = False
-    answers: Literal["together", "alone"] = "together"
+    answers: Literal["together", "alone", "uncached"] = "alone"
     positions: int | None = None
 
 
 class ServerModel(nn.Module):
-    """Level projections + language half. ways: as proven for this model; those of most until then."""
+    """Level projections + language half. ways: how it is run."""
 
     def __init__(self, half: ServerHalf, seam: config.Seam) -> None:
         super().__init__()
@@ -160,12 +161,18 @@ class ServerModel(nn.Module):
         """As `generate`, of embeddings as of `embed`, ended by `stops` alone."""
         layout = left_padded(text, image_rows.shape[1]).to(image_rows.device)
         embeds, mask = _place(text_rows, image_rows, layout), layout.padding_mask
-        if ways.answers == "together" or len(mask) == 1:
+
+        def alone(b: int, told: Any = None) -> Tensor:
+            size = int(mask[b].sum())
+            if ways.answers == "uncached":
+                return self.language.generate_without_cache(embeds[b : b + 1, -size:], longest, stops, end, told)
+            return self.language.generate(embeds[b : b + 1, -size:], mask[b : b + 1, -size:], longest, stops, end, told)
+
+        if len(mask) == 1:
+            return alone(0, streamer)
+        if ways.answers == "together":
             return self.language.generate(embeds, mask, longest, stops, end, streamer)
-        told = [
-            self.language.generate(embeds[b : b + 1, -size:], mask[b : b + 1, -size:], longest, stops, end)[0]
-            for b, size in enumerate(mask.sum(1).tolist())
-        ]
+        told = [alone(b)[0] for b in range(len(mask))]
         tokens = pad_sequence(told, batch_first=True, padding_value=end)
         if streamer is not None:
             for column in tokens.T.cpu():
@@ -174,7 +181,8 @@ class ServerModel(nn.Module):
         return tokens
 
     def loss(self, text: TextBatch, image: Tensor, prompt: Tensor | None = None) -> Tensor:
-        """Cross-entropy summed over answer tokens, nats."""
+        """Cross-entropy summed over answer tokens, nats. Raises ModelError where the model's own loss is another."""
+        self.language.require_plain_loss()
         logits, ids = self.answer_logits(text, image, prompt)
         return cross_entropy(logits, ids, reduction="sum")
 

@@ -23,7 +23,7 @@ def most_positions(half: ServerHalf, wanted: int) -> int | None:
     place = torch.zeros(2, 1, dtype=torch.int64, device=token.device)
 
     def run(length: int) -> None:
-        half.logits(token.expand(1, length, -1), place)
+        half.logits(token.expand(1, length, -1).clone(), place)
 
     with torch.no_grad(), _Reads() as reads:
         run(_SHORT)

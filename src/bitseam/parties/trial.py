@@ -24,8 +24,8 @@ from bitseam.parties.text import TextBatch
 TOLERANCE = 1e-4
 IMAGE = 4  # tokens
 _NEW = 4  # tokens of an answer
-# Of each sequence: its image, tokens before and behind it, and how many of the last are an answer. The first two share a
-# beginning; the second and the last answer directly behind the image; the last two fit into one row.
+# Of each sequence: its image, tokens before and behind it, and how many of the last are an answer. The first two share
+# a beginning; the second and the last answer directly behind the image; the last two fit into one row.
 _ROWS = ((0, 2, 7, 3), (0, 2, 4, 4), (1, 1, 3, 2), (2, 0, 2, 2))
 
 
@@ -37,7 +37,7 @@ class Trial:
     """
 
     def __init__(self, model: ServerModel, longest: int, draw: int) -> None:
-        self._model, self._base = model, model.language.base
+        self._model, self._base, self._run = model, model.language.base, model.language.run
         self._device = next(model.parameters()).device
         generator, usual = torch.Generator().manual_seed(draw), _usual_ids(model)
 
@@ -81,15 +81,26 @@ class Trial:
         return loss.detach(), torch.autograd.grad(loss, image)[0]
 
     def answer(self, ways: Ways) -> dict[str, float]:
-        """How far the logits of greedy answers are from those of the model's own `generate`."""
+        """How far the logits of greedy answers are from those of whole forward passes of the model."""
         text, embed = self._text, self._model.language.embed
         if self._steps is None:
             self._steps = [self._own_steps(ids[None]) for _, ids, _ in self._rows()]
         rows, image = embed(text.ids.to(self._device)), embed(self._pictures.to(self._device))
         with _recorded(self._base) as steps, torch.no_grad():
             self._model.answers(text, rows, image, ways, _NEW, (), 0)
-        ours = torch.cat(steps).view(-1, _NEW, steps[0].shape[-1]) if ways.answers == "alone" else torch.stack(steps, 1)
+        ours = torch.stack(steps, 1) if ways.answers == "together" else torch.cat(steps).unflatten(0, (-1, _NEW))
         return {"answers": max(_steps_apart(*pair) for pair in zip(ours, self._steps, strict=True))}
+
+    def generated(self) -> dict[str, float]:
+        """How far the model's own `generate` is from whole forward passes, from tokens."""
+        assert self._steps is not None
+        most = 0.0
+        for (_, ids, _), own in zip(self._rows(), self._steps, strict=True):
+            with _recorded(self._base) as steps, plain_settings(self._base):
+                settings = GenerationConfig(max_new_tokens=_NEW, do_sample=False, num_beams=1, pad_token_id=0)
+                self._base.generate(ids[None], attention_mask=torch.ones_like(ids[None]), generation_config=settings)
+            most = max(most, _steps_apart(torch.cat(steps), own))
+        return {"its own generate": most}
 
     def _own_loss(self) -> tuple[Tensor, Tensor]:
         losses = []
@@ -97,14 +108,14 @@ class Trial:
         for picture, (at, ids, answers) in zip(self._text.image.tolist(), self._rows(), strict=True):
             labels = torch.where(answers, ids, -100)[None]
             with _leaf_of(self._base.get_input_embeddings()) as leaves:
-                out = self._base(input_ids=ids[None], labels=labels)
+                out = self._run(input_ids=ids[None], labels=labels)
             plain = cross_entropy(out.logits[0, :-1].float().detach(), labels[0, 1:])
             if not math.isfinite(plain):
                 raise ModelError(f"its own loss of random tokens is {float(plain)}")
             if apart(out.loss.detach(), plain) > TOLERANCE:
                 raise ModelError(
-                    f"its own loss is not the mean cross-entropy of the next tokens: {float(out.loss):.4f}, where that is "
-                    f"{float(plain):.4f}"
+                    f"its own loss is not the mean cross-entropy of the next tokens: {float(out.loss):.4f}, where that "
+                    f"is {float(plain):.4f}"
                 )
             own = torch.autograd.grad(out.loss * answers.sum(), leaves[0])[0][0]
             if own[-1].any():  # it predicts nothing in its row
@@ -113,12 +124,13 @@ class Trial:
             gradient[picture] += own[at : at + IMAGE]
         return torch.stack(losses).sum(), gradient
 
+    @torch.no_grad()
     def _own_steps(self, ids: Tensor) -> Tensor:
-        with _recorded(self._base) as steps:
-            settings = GenerationConfig(max_new_tokens=_NEW, do_sample=False, num_beams=1, pad_token_id=0)
-            with plain_settings(self._base):
-                self._base.generate(input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=settings)
-        return torch.cat(steps)
+        steps = []
+        for _ in range(_NEW):
+            steps.append(self._run(input_ids=ids).logits[0, -1].float())
+            ids = torch.cat([ids, steps[-1].argmax()[None, None]], 1)
+        return torch.stack(steps)
 
     def _rows(self) -> Iterator[tuple[int, Tensor, Tensor]]:
         """Of each sequence, as one without images: where its image begins, ids (L,), and which are answers (L,)."""
