@@ -90,8 +90,6 @@ def test_D14_an_answer_counts_where_it_is_trained_on(tiny: Tiny, prompter: Promp
 def test_rows_that_are_not_tokenized_are_not_too_long(tiny: Tiny, tmp_path: Path, max_tokens: int, text: str) -> None:
     picture(tmp_path / "0.png")
     rows = [{"image": "0.png", "question": question, "answer": "a"} for question in (f"{text}0", f"{text}1", "a")]
-        {"image": "0.png", "question": "a"}
-    ]
     write(tmp_path / "rows.jsonl", *rows)
     recipe = make_recipe(tiny, data__train=str(tmp_path / "rows.jsonl"), text__max_tokens=max_tokens, train__batch=1)
     prompter = Prompter(recipe.text)
