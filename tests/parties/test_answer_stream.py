@@ -71,14 +71,32 @@ def test_D7_characters_of_several_tokens_are_whole(make: Callable[[], Tokenizer]
     assert sum(map(bool, parts)) > 1  # it comes in parts all the same
 
 
-def test_D7_spaces_that_are_cleaned_up_are_never_shown(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("words", "whole"),
+    [
+        ("I do n't know , is it .", "I don't know, is it."),
+        ("a ' cat or blue", "a'cat or blue"),
+        ("it is n ' t red", "it isn't red"),
+    ],
+)
+def test_D7_spaces_that_are_cleaned_up_are_never_shown(words: str, whole: str, tmp_path: Path) -> None:
     tokenizer = wrap(word_level(), clean_up_tokenization_spaces=True)
-    tokenizer.add_tokens(["do", "n't", ",", ".", "it", "know", "I"])
+    tokenizer.add_tokens(["do", "n't", ",", ".", "it", "know", "I", "'", "n", "t", "red"])
     prompter = Prompter(config.Text(tokenizer=save(tmp_path, tokenizer), prompt="{image}{question}"))
-    ids = tokenizer.convert_tokens_to_ids(["I", "do", "n't", "know", ",", "is", "it", "."])
+    ids = tokenizer.convert_tokens_to_ids(words.split())
     parts = shown(prompter, ids)
-    assert "".join(parts) == prompter.decode(ids) == "I don't know, is it."
+    assert "".join(parts) == prompter.decode(ids) == whole
     assert any(parts[:-1])  # some of it before the end
+
+
+@pytest.mark.parametrize("through", ["<|im_end|>", "<unk>", None])
+def test_D7_a_run_of_bytes_goes_on_through_what_is_not_shown(through: str | None, tmp_path: Path) -> None:
+    prompter = Prompter(config.Text(tokenizer=save(tmp_path, wrap(byte_fallback())), prompt="{image}{question}"))
+    piece = prompter.tokenizer.convert_tokens_to_ids
+    hidden = piece(through) if through else prompter.vocabulary + 1
+    ids = [*map(piece, ("a", "<0xE7>", "<0x8C>", "<0xAB>")), hidden, piece("<0xFF>"), piece("a")]
+    parts = shown(prompter, ids)
+    assert "".join(parts) == prompter.decode(ids) == "a\ufffd\ufffd\ufffd\ufffda"
 
 
 def test_D7_an_answer_that_changes_after_all_is_said_once_more(tmp_path: Path) -> None:

@@ -91,6 +91,7 @@ EXPECTED = {
     "chatml": (CHATML, "<|im_start|>user\n", "\nis it?<|im_end|>\n<|im_start|>assistant\n"),
     "brackets": (BRACKETS, "<s>[INST] ", "\nis it? [/INST]"),
     "last": (LAST, "is it?", " A:"),
+    "json": ('U{{ messages[0].content | tojson(separators=(",", ":")) }}A', 'U"', '\\nis it?"A'),
     "several": ({"default": QWEN, "tools": CHATML}, *("<|im_start|>system\nYou are helpful.<|im_end|>\n<|im_start|>user\n<|vision_start|>", "<|vision_end|>is it?<|im_end|>\n<|im_start|>assistant\n")),  # noqa: E501
 }  # fmt: skip
 

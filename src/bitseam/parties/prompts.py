@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import groupby
 from typing import Any
 
@@ -36,10 +36,7 @@ class Prompter:
         self._reader = Reader(self.tokenizer, what, self._template.placeholder)
         self._head, self._tail = ([self._reader.own(part) for part in side] for side in self._template.sides)
         self._opening: list[int] = []
-        words = guarded(what, self._words)
-        self._prove(what, words)
-        if not chat:  # a chat template writes its own
-            self._opening = self._missing(words[0])
+        guarded(f"{what} cannot be used", partial(self._prove, what, chat))
 
     @cached_property
     def vocabulary(self) -> int:
@@ -109,26 +106,28 @@ class Prompter:
             before = before[1:]
         return before, after
 
+    def _prove(self, what: str, chat: bool) -> None:
+        """Try the template. Raises ModelError where transformers reads it otherwise, or all questions are alike."""
+        words = self._words()
+        if not words:
+            raise ModelError(f"{what} can read no token of its own vocabulary")
+        sides = list(zip((self._head, self._tail), self._template.sides, strict=True))
+        if not any(
+            all(self._reader.ids(word.join(ours)) == self._reader.original(word.join(side)) for ours, side in sides)
+            for word in words
+        ):
+            raise ModelError(f"{what}: transformers reads the prompt otherwise than tokenizer.json says")
+        if len({str(self._prompt(word)) for word in words}) < 2:
+            raise ModelError(f"{what}: with text.prompt {printable(self._settings.prompt)!r}, all questions are alike")
+        if not chat:  # a chat template writes its own beginning
+            self._opening = self._missing(words[0])
+
     def _words(self) -> list[str]:
         """Some that the tokenizer knows, to try the template with; letters, where it has such."""
         known = sorted(set(self.tokenizer.get_vocab().values()) - self._reader.controls)
         words = [self.tokenizer.decode([i]).strip() for i in known[:: max(len(known) // _WORDS, 1)]]
         words = [word for word in words if word and self._reader.reads(word)]
-        if not words:
-            raise ModelError("it can read no token of its own vocabulary")
         return [word for word in words if word.isalnum()] or words
-
-    def _prove(self, what: str, words: list[str]) -> None:
-        """Raises ModelError where transformers reads prompts otherwise, or questions make no difference."""
-        sides = list(zip((self._head, self._tail), self._template.sides, strict=True))
-        whole = (
-            all(self._reader.ids(word.join(ours)) == self._reader.original(word.join(side)) for ours, side in sides)
-            for word in words
-        )
-        if not any(whole):
-            raise ModelError(f"{what}: transformers reads the prompt otherwise than tokenizer.json says")
-        if len({str(self._prompt(word)) for word in words}) < 2:
-            raise ModelError(f"{what}: with text.prompt {printable(self._settings.prompt)!r}, all questions are alike")
 
     def _missing(self, word: str) -> list[int]:
         """What the tokenizer puts before a text, where the template has not written it itself."""

@@ -80,7 +80,9 @@ class Reader:
         """Raises DataError for text that the tokenizer cannot read."""
         try:
             return self._copy.encode(text, add_special_tokens=False).ids
-        except Exception as error:  # the library raises nothing narrower
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # the library raises nothing narrower than Exception, and Rust's panics
             raise DataError(f"the tokenizer cannot read {printable(text, 80)!r}: {_line(error)}") from error
 
     def reads(self, text: str) -> bool:
@@ -134,10 +136,10 @@ def guarded(what: str, do: Callable[[], T]) -> T:
     """Run a library on files that others wrote: whatever it raises, Rust's panics too, is a ModelError."""
     try:
         return do()
-    except (KeyboardInterrupt, SystemExit):
+    except (KeyboardInterrupt, SystemExit, ModelError):
         raise
     except BaseException as error:
-        name = "" if isinstance(error, ModelError) else f"{type(error).__name__}: "
+        name = "" if isinstance(error, DataError) else f"{type(error).__name__}: "
         raise ModelError(f"{what}: {name}{_line(error)}") from error
 
 
