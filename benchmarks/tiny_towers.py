@@ -156,6 +156,7 @@ OTHERS: dict[str, Callable[[], tuple[Any, Any]]] = {
         ),
         square(SIDE),
     ),
+    "mobilevit": lambda: (hf.MobileViTModel(hf.MobileViTConfig(image_size=64)), square(64)),
     "levit": lambda: (hf.LevitModel(hf.LevitConfig(depths=[1, 1, 1])), hf.LevitImageProcessorPil()),
     "bert": lambda: (hf.BertModel(hf.BertConfig(**TEXT)), square(SIDE)),
     "llama": lambda: (hf.LlamaForCausalLM(hf.LlamaConfig(**TEXT)), square(SIDE)),

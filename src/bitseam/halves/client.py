@@ -155,8 +155,8 @@ def _processor(checkpoint: str) -> Any:
 
 
 def _vision(model: Any) -> Any:
-    """CLIP, SigLIP and their kind carry a text tower along."""
-    return getattr(model, "vision_model", model)
+    """CLIP, SigLIP and their kind carry a text tower along; models that write text are no such pair."""
+    return model.vision_model if hasattr(model, "get_text_features") and hasattr(model, "vision_model") else model
 
 
 def _vision_part(loaded: Loaded) -> Loaded:

@@ -83,7 +83,7 @@ def check_takes_images(model: Any) -> None:
     more = [name for name in wanted if name != "pixel_values"]
     if "pixel_values" not in named or "input_ids" in named:
         raise uncut(
-            "it takes more than images; give a tower such as DINOv2 or SigLIP, or a LLaVA 1.5 (model type llava)"
+            "it does not take images alone; give a tower such as DINOv2 or SigLIP, or a LLaVA 1.5 (model type llava)"
         )
     if more:
         raise uncut(f"it wants {', '.join(more)} besides pixels")
@@ -153,13 +153,16 @@ def _place(model: Any, noise: Tensor, cut: Cut, trace: _Trace, hidden_layer: int
     first, side = _square(trace.states[0])
     pixels = noise.shape[-1]
     state = trace.states[hidden_layer]
-    staged = as_tokens(state).shape[1] != as_tokens(trace.states[0]).shape[1]  # fewer tokens from stage to stage
+    # Fewer tokens from stage to stage, or tokens that were a map before.
+    staged = as_tokens(state).shape[1] != as_tokens(trace.states[0]).shape[1] or state.ndim != trace.states[0].ndim
     patch = max(_edges(model.config, "patch_size"), default=pixels // side)
     if not staged and pixels % (patch * merge):
         raise ModelError(f"client.image_size {pixels} must be a multiple of patch size x merge = {patch * merge}")
     if trace.states[0].ndim == 3:  # of a map, the order is plain
         _check_order(model, noise, cut, trace.states[0], first, side)
-    if state.ndim not in (3, 4) or (state.ndim == 4 and state.shape[2] != state.shape[3]):
+    if state.ndim not in (3, 4) or (
+        state.ndim == 4 and (state.shape[2] != state.shape[3] or len({*state.shape[1:]}) < 2)
+    ):
         raise uncut(f"its hidden state {hidden_layer} is of shape {list(state.shape[1:])}: no square of tokens")
     if staged:
         first, side = 0, math.isqrt(as_tokens(state).shape[1])
@@ -176,14 +179,15 @@ def _place(model: Any, noise: Tensor, cut: Cut, trace: _Trace, hidden_layer: int
 
 def _square(embedded: Tensor) -> tuple[int, int]:
     """Where in (2, T, Dv) the tokens are that change with the picture: the first, and the side of their square."""
-    tokens = as_tokens(embedded)
-    if tokens.ndim != 3 or len(tokens) != 2:
+    if embedded.ndim == 4 and embedded.shape[2] == embedded.shape[3]:  # a map
+        return 0, embedded.shape[2]
+    if embedded.ndim != 3 or len(embedded) != 2:
         raise uncut(f"two pictures become a hidden state of shape {list(embedded.shape)}: no tokens of each")
-    moved = torch.nonzero(_changed(tokens[0], tokens[1]))[:, 0]
+    moved = torch.nonzero(_changed(*embedded))[:, 0]
     count = len(moved)
     side = math.isqrt(count)
     if not count or side**2 != count or int(moved[-1] - moved[0]) + 1 != count:
-        raise uncut(f"{count} of its {tokens.shape[1]} tokens tell of the picture: no square of patches in a row")
+        raise uncut(f"{count} of its {embedded.shape[1]} tokens tell of the picture: no square of patches in a row")
     return int(moved[0]), side
 
 
