@@ -2,7 +2,7 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-all fuzz faults check proto clean
+.PHONY: demo test test-all fuzz fuzz-files faults check proto clean
 
 demo: $(VENV)/ready
 	$(BIN)/bitseam demo
@@ -16,6 +16,10 @@ test-all: $(VENV)/ready
 # A million inputs, some minutes; what breaks the invariant is kept in tests/fuzz/found and run by the tests.
 fuzz: $(VENV)/ready
 	$(BIN)/python tests/fuzz/fuzz_campaign.py runs/faults/fuzz.json
+
+# 200,000 images, rows, recipes and tokenizer folders, some ten minutes; likewise, in tests/fuzz/found/files.
+fuzz-files: $(VENV)/ready
+	$(BIN)/python tests/fuzz/fuzz_files.py runs/faults/fuzz_files.json
 
 # Kills, broken links, hostile and many clients; some 15 minutes, after the million inputs of `make fuzz`.
 faults: fuzz

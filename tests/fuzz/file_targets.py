@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from random import Random
+from string import printable
 from typing import Any
 
 import numpy as np
@@ -18,12 +19,10 @@ from fuzz_targets import Target
 from image_mutation import mutate_boxes, mutate_header, mutate_jpeg, mutate_png, mutate_riff, mutate_tiff
 from PIL import Image
 from text_file_mutation import mutate_json, mutate_json_lines, mutate_toml
-from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 from transformers import BitImageProcessorPil, PreTrainedTokenizerFast
 
-for room in ("", "data"):
-    sys.path.append(str(Path(__file__).parent.parent / room))
-from conftest import make_tiny
+sys.path.append(str(Path(__file__).parent.parent / "data"))
 from image_bytes import chunk, png
 
 from bitseam.config import Text, load_recipe
@@ -49,14 +48,15 @@ def file_targets(folder: Path) -> list[Target]:
 
 
 def _told(target: Target) -> Target:
-    """Its errors are one line, and not a long one."""
+    """Its errors are short and do not steer a terminal; those of rows may name a row a line, others are one line."""
 
     def run(variant: int, raw: bytes) -> None:
         try:
             target.run(variant, raw)
         except target.documented as error:
-            if not str(error).isprintable() or len(str(error)) > 20_000:
-                raise ValueError(f"not a short line: {str(error)[:1000]!r}") from error
+            said = str(error).replace("\n", " " if target.name == "rows" else "\n")
+            if not said.isprintable() or len(said) > 20_000:
+                raise ValueError(f"not a short line: {said[:1000]!r}") from error
             raise
 
     return replace(target, run=run)
@@ -150,7 +150,7 @@ def _rows(folder: Path) -> Target:
 
     row = b'{"image": "0.png", "question": "is this a cat ?", "answer": "yes", "task": "cats"}'
     seeds = [(0, b"\n".join([row] * n) + b"\n") for n in (1, 3)]
-    return Target("rows", 1, seeds, run, (DataError,), (mutate_json_lines, mutate_json_lines, mutate_bytes), 20)
+    return Target("rows", 1, seeds, run, (DataError,), (mutate_json_lines, mutate_json_lines, mutate_bytes), 20, False)
 
 
 def _recipes(folder: Path) -> Target:
@@ -159,7 +159,7 @@ def _recipes(folder: Path) -> Target:
         load_recipe(folder / "recipe.toml").folder.exists()
 
     seeds = [(0, path.read_bytes()) for path in sorted((ROOT / "recipes").glob("*.toml"))]
-    return Target("recipes", 1, seeds, run, (ConfigError,), (mutate_toml, mutate_toml, mutate_bytes), 19)
+    return Target("recipes", 1, seeds, run, (ConfigError,), (mutate_toml, mutate_toml, mutate_bytes), 19, False)
 
 
 TEMPLATE = (
@@ -170,39 +170,40 @@ TEMPLATE = (
 
 def _tokenizers(folder: Path) -> Target:
     """A folder with one file changed; the variant says which."""
-    words = Path(make_tiny(folder / "tiny").tokenizer)
-    pieces = Tokenizer(models.BPE())
-    pieces.pre_tokenizer = pre_tokenizers.ByteLevel()
-    special = ["<s>", "</s>", "<image>"]
-    alphabet = pre_tokenizers.ByteLevel.alphabet()[:60]
-    trainer = trainers.BpeTrainer(vocab_size=90, special_tokens=special, initial_alphabet=alphabet, show_progress=False)
-    pieces.train_from_iterator(["is this a cat ? yes no"], trainer)
-    PreTrainedTokenizerFast(tokenizer_object=pieces, bos_token="<s>", eos_token="</s>").save_pretrained(folder / "bpe")
+    homes = []
+    for name, splits in (("bytes", pre_tokenizers.ByteLevel()), ("words", pre_tokenizers.Metaspace())):
+        pieces, special = Tokenizer(models.BPE(unk_token="<unk>")), ["<unk>", "<s>", "</s>", "<image>"]
+        pieces.pre_tokenizer = splits
+        if name == "words":
+            pieces.post_processor = processors.TemplateProcessing("<s> $A", special_tokens=[("<s>", 1)])
+        trainer = trainers.BpeTrainer(
+            vocab_size=150, special_tokens=special, initial_alphabet=list(printable), show_progress=False
+        )
+        pieces.train_from_iterator(["is this a cat ? yes no"], trainer)
+        fast = PreTrainedTokenizerFast(tokenizer_object=pieces, unk_token="<unk>", bos_token="<s>", eos_token="</s>")
+        fast.chat_template = TEMPLATE
+        fast.save_pretrained(folder / name)
+        homes.append(folder / name)
     files = [
-        (home, name)
-        for home in (words, folder / "bpe")
-        for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+        (home, name) for home in homes for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
     ]
-    for home in (words, folder / "bpe"):
-        (home / "chat_template.jinja").write_text(TEMPLATE)
     wholes = [(home / name).read_bytes() for home, name in files]
 
     def run(variant: int, raw: bytes) -> None:
-        home, name = files[variant]
-        (home / name).write_bytes(raw)
-        try:
-            prompter = Prompter(Text(str(home)))
-            batch = prompter.batch(["is this a cat ?", "a"], ["yes", "no"])
-            assert batch.lengths.sum() == len(batch.ids)
-            assert 0 <= batch.ids.min() <= batch.ids.max() < prompter.vocabulary
-            prompter.decode(batch.ids.tolist())
-            assert len(prompter.fingerprint) == 16
-        finally:
-            (home / name).write_bytes(wholes[variant])
+        home = files[variant][0]
+        for number, (other, name) in enumerate(files):  # a process that ended may have left another changed
+            if other == home:
+                (home / name).write_bytes(raw if number == variant else wholes[number])
+        prompter = Prompter(Text(str(home)))
+        batch = prompter.batch(["is this a cat ?", "a"], ["yes", "no"])
+        assert batch.lengths.sum() == len(batch.ids)
+        assert 0 <= batch.ids.min() <= batch.ids.max() < prompter.vocabulary
+        prompter.decode(batch.ids.tolist())
+        assert len(prompter.fingerprint) == 16
 
     seeds = list(enumerate(wholes))
     refusals = (DataError, ConfigError, ModelError)
-    return Target("tokenizers", len(files), seeds, run, refusals, (_mutate_tokenizer,), 4)
+    return Target("tokenizers", len(files), seeds, run, refusals, (_mutate_tokenizer,), 4, False)
 
 
 def _mutate_tokenizer(raw: bytes, rng: Random, variant: int) -> bytes:

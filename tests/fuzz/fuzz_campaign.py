@@ -76,7 +76,7 @@ class Population:
 
     def saw(self, what: object, variant: int, raw: bytes) -> None:
         """An input came to `what`."""
-        if (variant, what) not in self._seen and len(raw) < 2**14:
+        if self.target.breeds and (variant, what) not in self._seen and len(raw) < 2**14:
             self._seen.add((variant, what))
             if len(self._inputs) > len(self.target.seeds) + _ANCESTORS:
                 del self._inputs[len(self.target.seeds)]

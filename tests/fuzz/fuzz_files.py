@@ -19,8 +19,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields, replace
+from functools import partial
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
@@ -30,10 +31,10 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 sys.path.insert(0, str(Path(__file__).parent))
 import fuzz_campaign
 from file_targets import ROOT, file_targets
-from fuzz_campaign import FOUND, Report, campaign, keep
+from fuzz_campaign import FOUND, Report, campaign, keep, replay
 from fuzz_targets import Target
 
-SECONDS, MEMORY, HANG = 10, 2**30, 60
+SECONDS, MEMORY, HANG = 10, 2**30, 20
 FOUND_FILES = FOUND / "files"
 _EACH = 5000  # inputs of a process
 _SLOT = 2**23  # bytes; the longest input and its name fit
@@ -72,21 +73,43 @@ def file_campaign(
     with tempfile.TemporaryDirectory() as folder:
         targets, total, process = make(Path(folder)), Report(seed), 0
         while total.inputs < inputs:
-            part = _in_a_process(targets, min(each, inputs - total.inputs), seed * 1_000_000 + process)
-            _absorb(total, part)
+            examine_all = partial(_fuzzed, min(each, inputs - total.inputs), seed * 1_000_000 + process)
+            _absorb(total, _in_a_process(targets, examine_all))
             process += 1
             yield total
 
 
-def _in_a_process(targets: list[Target], inputs: int, seed: int) -> Report:
+def replay_files(paths: Sequence[Path]) -> Report:
+    """Run inputs that were kept, with the same limits."""
+    with tempfile.TemporaryDirectory() as folder:
+        targets, total = file_targets(Path(folder)), Report(0)
+
+        def again(path: Path, watched: list[Target]) -> Report:
+            replay(path, {target.name: target for target in watched}, report := Report(0))
+            return report
+
+        for path in paths:
+            _absorb(total, _in_a_process(targets, partial(again, path)))
+    return total
+
+
+def _fuzzed(inputs: int, seed: int, targets: list[Target]) -> Report:
+    *_, report = campaign(inputs, seed, targets)
+    return report
+
+
+def _in_a_process(targets: list[Target], examine_all: Callable[[list[Target]], Report]) -> Report:
+    """What `examine_all` reports of the targets, or the input at which its process ended."""
     context, slot = multiprocessing.get_context("fork"), Slot()
     ours, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=_examine_all, args=(targets, inputs, seed, slot, theirs), daemon=True)
+    watched = [slot.watched(target) for target in targets]
+    process = context.Process(target=_limited, args=(examine_all, watched, theirs), daemon=True)
     process.start()
     theirs.close()
-    count, silent = 0, 0.0
+    count, silent = 0, 0
     while not wait([ours], timeout=1.0):
-        silent, count = (silent + 1, count) if slot.get()[0] == count else (0.0, slot.get()[0])
+        now = slot.get()[0]
+        silent, count = (silent + 1 if now == count else 0), now
         if silent > HANG:
             process.kill()
     try:
@@ -94,7 +117,7 @@ def _in_a_process(targets: list[Target], inputs: int, seed: int) -> Report:
     except EOFError:  # it died
         process.join()
         count, *found = slot.get()
-        report = Report(seed, inputs=count, undocumented_errors=1)
+        report = Report(0, inputs=count, undocumented_errors=1)
         report.by_target[f"{found[0]}, lost"] = count
         code = process.exitcode or 0
         how = "hang" if silent > HANG else signal.Signals(-code).name if code < 0 else f"exit {code}"
@@ -103,13 +126,12 @@ def _in_a_process(targets: list[Target], inputs: int, seed: int) -> Report:
     return report
 
 
-def _examine_all(targets: list[Target], inputs: int, seed: int, slot: Slot, pipe: Connection) -> None:
+def _limited(examine_all: Callable[[list[Target]], Report], targets: list[Target], pipe: Connection) -> None:
     fuzz_campaign.SECONDS, fuzz_campaign.MEMORY = SECONDS, MEMORY
     held = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (held + _ADDRESSES, held + _ADDRESSES))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    *_, report = campaign(inputs, seed, [slot.watched(target) for target in targets])
-    pipe.send(report)
+    pipe.send(examine_all(targets))
 
 
 def _absorb(total: Report, part: Report) -> None:

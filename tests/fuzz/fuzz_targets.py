@@ -61,6 +61,7 @@ class Target:
     documented: tuple[type[BitseamError], ...]
     mutations: tuple[Mutation, ...] = (mutate_bytes,)
     weight: int = 1  # its share of the inputs
+    breeds: bool = True  # inputs that come farther become ancestors of others; of text they are mostly broken for good
 
 
 def targets() -> list[Target]:
