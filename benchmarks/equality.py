@@ -168,7 +168,7 @@ def unsplit_tokens(own: Any, text: TextBatch, image: Tensor, count: int) -> list
         tokens: list[int] = []
         while len(tokens) < count:
             ended = END in tokens
-            tokens.append(END if ended else int(own(inputs_embeds=embeds[None]).logits[0, -1].argmax()))
+            tokens.append(END if ended else int(own(inputs_embeds=embeds[None].clone()).logits[0, -1].argmax()))
             embeds = torch.cat([embeds, own.get_input_embeddings()(torch.tensor(tokens[-1:]))])
         told.append(tokens)
     return told

@@ -54,8 +54,8 @@ class ServerHalf(nn.Module):
         """Raise ModelError where the model's own loss is more than the cross-entropy of each next token."""
         if getattr(self.base.config, "output_router_logits", False):
             raise ModelError(
-                "server.checkpoint: output_router_logits is true: its own loss adds one of the router, which depends on "
-                "the whole batch; set it to false in the checkpoint's config.json to train"
+                "server.checkpoint: output_router_logits is true: its own loss adds one of the router, which depends "
+                "on the whole batch; set it to false in the checkpoint's config.json to train"
             )
 
     def windows(self, longest: int) -> dict[str, Overlay | None]:
@@ -84,8 +84,8 @@ class ServerHalf(nn.Module):
         """(B, S, D) embeddings -> (A, V) logits, in float32, of the states at rows and columns `places` (2, A).
 
         mask: (B, 1, S, S), added to the attention's scores, or one for each kind of layers, where the model's own
-        causal mask is not enough; position: (B, S), where its own positions are not right. everywhere: have the model compute
-        all logits, and take those of `places` from them.
+        causal mask is not enough; position: (B, S), where its own positions are not right. everywhere: have the model
+        compute all logits, and take those of `places` from them.
 
         The model's own forward is called, so that whatever it does before and after its head is done here too.
         """
