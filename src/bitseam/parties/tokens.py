@@ -27,14 +27,7 @@ def load_tokenizer(what: str, folder: str) -> Any:
 
     Raises ModelError, in a line, for all that cannot be loaded, is written in Python alone or has no end token.
     """
-    here = Path(folder)
-    for path in sorted(here.glob("*token*.json")):
-        try:
-            json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError) as error:
-            raise ModelError(f"{what}: {printable(str(path))} is not sound JSON: {_line(error)}") from error
-    if here.is_dir() and not any(here.glob("*token*")) and not any(here.glob("vocab*")):
-        raise ModelError(f"{what}: {printable(folder)} holds no tokenizer (tokenizer.json, tokenizer_config.json)")
+    guarded(f"{what} cannot be loaded", lambda: _require_sound(what, Path(folder)))
     tokenizer = guarded(f"{what} cannot be loaded", lambda: AutoTokenizer.from_pretrained(folder))
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise ModelError(
@@ -100,6 +93,17 @@ class Reader:
         """What the tokenizer puts before a text, such as a token of the beginning."""
         encoding = self._copy.encode(word)
         return encoding.ids[: encoding.special_tokens_mask.index(0)]
+
+
+def _require_sound(what: str, folder: Path) -> None:
+    """Raises ModelError for a file that is no JSON, or a folder without any: transformers tells it at length."""
+    for path in sorted(folder.glob("*token*.json")):
+        try:
+            json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError) as error:
+            raise ModelError(f"{what}: {printable(str(path))} is not sound JSON: {_line(error)}") from error
+    if folder.is_dir() and not any(folder.glob("*token*")) and not any(folder.glob("vocab*")):
+        raise ModelError(f"{what}: {printable(str(folder))} holds no tokenizer (tokenizer.json, tokenizer_config.json)")
 
 
 def _controls(tokenizer: Any) -> set[str]:
