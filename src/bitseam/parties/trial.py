@@ -143,15 +143,16 @@ class Trial:
             plain = cross_entropy(out.logits[0, :-1].float().detach(), labels[0, 1:])
             if not math.isfinite(plain):
                 raise ModelError(f"its own loss of random tokens is {float(plain)}")
-            if apart(out.loss.detach(), plain) > TOLERANCE:
+            loss = out.loss.detach()
+            if apart(loss, plain) > TOLERANCE:
                 raise ModelError(
-                    f"its own loss is not the mean cross-entropy of the next tokens: {float(out.loss):.4f}, where that "
-                    f"is {float(plain):.4f}"
+                    f"its own loss is not the mean cross-entropy of the next tokens: {float(loss):.4f}, where that is "
+                    f"{float(plain):.4f}"
                 )
             own = torch.autograd.grad(out.loss * answers.sum(), leaves[0])[0][0]
             if own[-1].any():  # it predicts nothing in its row
                 raise ModelError("it looks at tokens that come later, so that it is no causal language model")
-            losses.append(out.loss.detach() * answers.sum())
+            losses.append(loss * answers.sum())
             gradient[picture] += own[at : at + IMAGE]
         return torch.stack(losses).sum(), gradient
 
