@@ -2,66 +2,113 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from conftest import Tiny, make_recipe
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.nn.functional import cross_entropy
 
 from bitseam.halves.server import load_server_half
 from bitseam.parties.layout import left_padded, packed
-from bitseam.parties.models import ServerModel
+from bitseam.parties.models import ServerModel, Ways
+from bitseam.parties.prompts import Prompter
 from bitseam.parties.text import TextBatch
 
 WIDTH = 32
 
 
-def text_of(lengths: list[int], image_at: list[int], image: list[int], ids: list[int]) -> TextBatch:
-    """Every token after the image but the first is an answer."""
-    answers = [within > at for n, at in zip(lengths, image_at, strict=True) for within in range(n)]
+def text_of(
+    lengths: list[int], image_at: list[int], image: list[int], ids: list[int], answers: list[bool] | None = None
+) -> TextBatch:
+    """Every token after the image but the first is an answer, where it is not said."""
+    if answers is None:
+        answers = [within > at for n, at in zip(lengths, image_at, strict=True) for within in range(n)]
     parts = (torch.tensor(part) for part in (lengths, image_at, image))
     return TextBatch(torch.tensor(ids), *parts, torch.tensor(answers, dtype=torch.bool))
 
 
 @st.composite
 def texts(draw: st.DrawFn) -> TextBatch:
-    """Few ids and places, so that beginnings are often shared and often not."""
+    """Few ids and places, so that beginnings are often shared and often not; any token may be an answer that follows
+    another or the image."""
     image = sorted(draw(st.lists(st.integers(0, 2), min_size=1, max_size=6)))
     image = [sorted(set(image)).index(i) for i in image]
     image_at = [draw(st.integers(0, 2)) for _ in image]
     lengths = [at + draw(st.integers(1, 5)) for at in image_at]
     ids = [draw(st.integers(3, 4)) for _ in range(sum(lengths))]
-    return text_of(lengths, image_at, image, ids)
+    answers = [
+        draw(st.booleans()) and not within == 0 < at
+        for n, at in zip(lengths, image_at, strict=True)
+        for within in range(n)
+    ]
+    return text_of(lengths, image_at, image, ids, answers)
 
 
-@settings(max_examples=60, deadline=None)
-@given(text=texts(), known=st.booleans())
-def test_packed_rows_compute_what_single_rows_do(tiny: Tiny, text: TextBatch, known: bool) -> None:
+def model_of(tiny: Tiny) -> ServerModel:
     recipe = make_recipe(tiny, seam__image_up__quantizer="fp32", seam__image_down__codec="fp32")
-    model = ServerModel(load_server_half(recipe.server), recipe.seam)
-    image = torch.randn(int(text.image.max()) + 1, 4, WIDTH, generator=torch.Generator().manual_seed(0))
-    image.requires_grad_()
+    return ServerModel(load_server_half(recipe.server), recipe.seam).eval()
+
+
+def images(text: TextBatch) -> torch.Tensor:
+    shape = int(text.image.max()) + 1, 4, WIDTH
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0)).requires_grad_()
+
+
+def sum_of_rows(model: ServerModel, text: TextBatch, image: torch.Tensor) -> torch.Tensor:
+    """The loss of each sequence in a forward pass of its own, by transformers alone."""
+    whole, start, total = model.language.model, 0, torch.zeros(())
+    for length, at, picture in zip(text.lengths.tolist(), text.image_at.tolist(), text.image.tolist(), strict=True):
+        ids, answers = text.ids[start : start + length], text.answers[start : start + length]
+        words = whole.get_input_embeddings()(ids)
+        hidden = torch.full((4,), -100)
+        labels = torch.where(answers, ids, -100)
+        labels = torch.cat([labels[:at], hidden, labels[at:]])
+        if answers.any():
+            embeds = torch.cat([words[:at], image[picture], words[at:]])
+            total = total + whole(inputs_embeds=embeds[None], labels=labels[None]).loss * answers.sum()
+        start += length
+    return total
+
+
+@pytest.mark.parametrize("ways", [Ways("packed"), Ways("padded"), Ways("alone"), Ways("packed", everywhere=True)])
+@settings(max_examples=25, deadline=None)
+@given(text=texts(), known=st.booleans())
+def test_D1_a_batch_is_the_sum_of_its_rows(tiny: Tiny, text: TextBatch, known: bool, ways: Ways) -> None:
+    model = model_of(tiny)
+    image = images(text)
     embedding = model.language.model.get_input_embeddings().weight
 
-    def run(logits: torch.Tensor) -> list[torch.Tensor]:
-        return [logits, *torch.autograd.grad(logits.square().sum(), [image, embedding], materialize_grads=True)]
+    def figures(loss: torch.Tensor) -> list[torch.Tensor]:
+        if not loss.requires_grad:
+            return [loss, torch.zeros_like(image), torch.zeros_like(embedding)]
+        return [loss, *torch.autograd.grad(loss, [image, embedding], materialize_grads=True)]
 
-    layout = packed(text, 4, known)
-    embeds = model.assemble(text, image, None, layout)
-    row, column = layout.text[:, text.answers]
-    ours = run(
-        model.language.logits(model.language.hidden(embeds, layout.attention_mask(embeds.dtype), layout.position))[
-            row, column - 1
-        ]
-    )
-    parts = []
-    starts = text.lengths.cumsum(0) - text.lengths
-    for b, (start, length, at) in enumerate(zip(starts, text.lengths, text.image_at, strict=True)):
-        rows = model.language.embed(text.ids[start : start + length])
-        whole = torch.cat([rows[:at], image[text.image[b]], rows[at:]])
-        answers = torch.nonzero(text.answers[start : start + length])[:, 0] + 4  # all after the image
-        parts.append(model.language.logits(model.language.hidden(whole[None]))[0, answers - 1])
-    for one, other in zip(ours, run(torch.cat(parts)), strict=True):
+    logits = model.logits(text, *model.embed(text, image, None), ways, known)
+    ours = figures(cross_entropy(logits, text.ids[text.answers], reduction="sum"))
+    for one, other in zip(ours, figures(sum_of_rows(model, text, image)), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "prompt", ["{question}{image}", "{image}{question}", "what {question} {image} is", "{image} {question}"]
+)
+def test_D1_answers_directly_behind_an_image_that_questions_share(tiny: Tiny, prompt: str) -> None:
+    # The reported case: one image and question, several answers.
+    model, prompter = model_of(tiny), Prompter(make_recipe(tiny, text__prompt=prompt).text)
+    model.ways = Ways("packed")
+    text = prompter.batch(["cat ?", "cat ?", "", "dog ?"], ["yes", "no", "a red cat", ""], "aaab")
+    image = images(text)
+    alone = sum_of_rows(model, text, image)
+    torch.testing.assert_close(model.loss(text, image), alone, rtol=1e-5, atol=1e-5)
+
+
+def test_D1_the_place_that_predicts_the_first_token_behind_a_shared_image() -> None:
+    text = text_of([4, 3], [2, 2], [0, 0], [7, 8, 1, 2, 7, 8, 3], [False, False, True, True, False, False, True])
+    layout = packed(text, 4)
+    # 2 + 4 shared, then 2 and 1: both first tokens are predicted by the image's last state, at column 5.
+    assert layout.text.tolist() == [[0] * 7, [0, 1, 6, 7, 0, 1, 8]]
+    assert layout.previous.tolist() == [[0] * 7, [-1, 0, 5, 6, -1, 0, 5]]
 
 
 def test_questions_about_one_image_share_it() -> None:

@@ -167,6 +167,8 @@ def add_lora(language: Any, lora: config.Lora) -> Any:
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
         target_modules=targets,
+        # Fused kernels of state-space layers take this weight past its adapter.
+        exclude_modules=[f"{name}.out_proj" for name, layer in language.named_modules() if hasattr(layer, "A_log")],
         task_type="CAUSAL_LM",
     )
     try:

@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -171,6 +171,7 @@ def load_server(
             from peft import PeftModel  # slow to import, and needed here alone
 
             half.model = PeftModel.from_pretrained(half.model, folder / "adapter", is_trainable=True)
+            _require_adapter(half.model, folder / "adapter")
     model = ServerModel(half, recipe.seam)
     _load_state(model, folder / "model.safetensors", set(_own_state(model)))
     return model, recipe, identity
@@ -259,6 +260,15 @@ def shared_state(model: ClientModel) -> list[Tensor]:
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     own = {name: t for name, t in model.state_dict().items() if name in trained or not name.startswith(_ELSEWHERE)}
     return [tensor for tensor in own.values() if tensor.is_floating_point()]
+
+
+def _require_adapter(model: nn.Module, folder: Path) -> None:
+    """Raise ModelError that names what an adapter's file lacks, which peft would draw anew."""
+    with safe_open(folder / "adapter_model.safetensors", "pt") as file:
+        kept = set(file.keys())
+    due = {n.replace(".default", "") for n, parameter in model.named_parameters() if parameter.requires_grad}
+    if missing := sorted(due - kept):
+        raise ModelError(f"{folder}: {len(missing)} tensors of the adapter are missing ({missing[0]}, ...)")
 
 
 def _load_state(model: nn.Module, path: Path, due: set[str]) -> None:

@@ -22,7 +22,6 @@ from bitseam.parties.positions import most_positions
 from bitseam.parties.trial import FAILURES, TOLERANCE, Trial
 
 _DRAWS = 2  # a router or a maximum that hangs on the last bit of one draw's rows does not in the other's
-_BEYOND = 4  # tokens
 _LENGTHS = ("window", "chunk", "original_max_position")  # in names of settings: lengths from which a model differs
 
 
@@ -67,8 +66,8 @@ def prove(model: ServerModel, recipe: config.Recipe, training: bool = True) -> P
     found = _Found()
     with _undisturbed(model):
         lengths = _lengths(base.config.get_text_config().to_dict())
-        over = max((length + _BEYOND for length in lengths if length < longest), default=0)
-        trials = [Trial(model, over, draw) for draw in range(_DRAWS)]
+        reached = sorted({length for length in lengths if 1 < length < longest})
+        trials = [Trial(model, reached, draw) for draw in range(_DRAWS)]
         try:
             ways = Ways()
             if training:

@@ -6,9 +6,8 @@ Shapes: B sequences, L tokens of one, I images of M tokens, D language width, V 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from operator import itemgetter
 from typing import Any
 
 import torch
@@ -29,12 +28,12 @@ _NEW = 3  # tokens of an answer
 # Of each sequence: its image, tokens before and behind it, and how many of the last are an answer. The first two share
 # a beginning; the second and the last answer directly behind the image; the last two fit into one row.
 _ROWS = ((0, 2, 7, 3), (0, 2, 4, 4), (1, 1, 3, 2), (2, 0, 2, 2))
-_ASKED = (0, 3)  # of them, as questions
+_BEYOND = 4  # tokens
 FAILURES = (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError, NotImplementedError)
 
 
 class Trial:
-    """One draw of rows. longest: tokens of the first, if more than it has anyway; the others are short.
+    """One draw of rows. beyond: lengths beyond which the first row must go; the others are short.
 
     generate_apart: how far the model's own `generate` is from its own forward pass, by which it is trained;
     generate_fails: why, where it cannot be told. Known after an answer.
@@ -43,7 +42,7 @@ class Trial:
     token, it looks ahead, or it fails.
     """
 
-    def __init__(self, model: ServerModel, longest: int, draw: int) -> None:
+    def __init__(self, model: ServerModel, beyond: Sequence[int], draw: int) -> None:
         self._model, self._base, self._run = model, model.language.base, model.language.run
         self._device = next(model.parameters()).device
         generator, usual = torch.Generator().manual_seed(draw), _usual_ids(model)
@@ -54,7 +53,7 @@ class Trial:
         before = [tokens(row[1]) for row in _ROWS]
         before[1] = before[0]
         behind = [tokens(row[2]) for row in _ROWS]
-        behind[0] = tokens(max(len(behind[0]), longest - len(before[0]) - IMAGE))
+        behind[0] = tokens(max(len(behind[0]), max(beyond, default=0) + _BEYOND - len(before[0]) - IMAGE))
         lengths = torch.tensor([len(b) + len(a) for b, a in zip(before, behind, strict=True)])
         ends = lengths.cumsum(0)
         answers = torch.zeros(int(ends[-1]), dtype=torch.bool)
@@ -67,6 +66,7 @@ class Trial:
             image=torch.tensor([row[0] for row in _ROWS]),
             answers=answers,
         )
+        self._asked = self._questions(beyond)
         self._pictures = tokens(3 * IMAGE).view(3, IMAGE)
         self.generate_apart, self.generate_fails = 0.0, ""
         self._own: tuple[Tensor, Tensor] | None = None
@@ -90,23 +90,28 @@ class Trial:
 
     def answer(self, ways: Ways) -> dict[str, float]:
         """How far the logits of greedy answers are from those of whole forward passes of the model."""
-        text, embed = self._asked(), self._model.language.embed
+        text, embed = self._asked, self._model.language.embed
         if not self._steps:
-            self._steps = [
-                self._own_steps(ids[None]) for ids in itemgetter(*_ASKED)([ids for _, ids, _ in self._rows()])
-            ]
+            self._steps = [self._own_steps(ids[None]) for _, ids, _ in self._rows(text)]
         rows, image = embed(text.ids.to(self._device)), embed(self._pictures.to(self._device))
         with _recorded(self._base) as steps, torch.no_grad():
             self._model.answers(text, rows, image, ways, _NEW, (), 0)
         ours = torch.stack(steps, 1) if ways.answers == "together" else torch.cat(steps).unflatten(0, (-1, _NEW))
         return {"answers": max(_steps_apart(*pair) for pair in zip(ours, self._steps, strict=True))}
 
-    def _asked(self) -> TextBatch:
-        """Some of the sequences, as questions."""
+    def _questions(self, beyond: Sequence[int]) -> TextBatch:
+        """The first sequence, whole and so cut that its answer goes beyond a length, and the last, short one."""
         text = self._text
-        asked = torch.isin(torch.repeat_interleave(text.lengths), torch.tensor(_ASKED))
-        few = {name: getattr(text, name)[list(_ASKED)] for name in ("lengths", "image_at", "image")}
-        return TextBatch(ids=text.ids[asked], answers=torch.zeros_like(text.answers[asked]), **few)
+        long, short = int(text.lengths[0]), int(text.lengths[-1])
+        cuts = [long, *(max(length - 1 - IMAGE, int(text.image_at[0])) for length in beyond)]
+        ids = torch.cat([*(text.ids[:cut] for cut in cuts), text.ids[-short:]])
+        return TextBatch(
+            ids=ids,
+            lengths=torch.tensor([*cuts, short]),
+            image_at=text.image_at[[0] * len(cuts) + [-1]],
+            image=text.image[[0] * len(cuts) + [-1]],
+            answers=torch.zeros(len(ids), dtype=torch.bool),
+        )
 
     @torch.no_grad()
     def _own_steps(self, ids: Tensor) -> Tensor:
@@ -131,28 +136,29 @@ class Trial:
     def _own_loss(self) -> tuple[Tensor, Tensor]:
         losses = []
         gradient = torch.zeros(*self._pictures.shape, self._model.language.width, device=self._device)
-        for picture, (at, ids, answers) in zip(self._text.image.tolist(), self._rows(), strict=True):
+        for picture, (at, ids, answers) in zip(self._text.image.tolist(), self._rows(self._text), strict=True):
             labels = torch.where(answers, ids, -100)[None]
             with _leaf_of(self._base.get_input_embeddings()) as leaves:
                 out = self._run(input_ids=ids[None], labels=labels)
             plain = cross_entropy(out.logits[0, :-1].float().detach(), labels[0, 1:])
             if not math.isfinite(plain):
                 raise ModelError(f"its own loss of random tokens is {float(plain)}")
-            if apart(out.loss.detach(), plain) > TOLERANCE:
+            loss = out.loss.detach()
+            if apart(loss, plain) > TOLERANCE:
                 raise ModelError(
-                    f"its own loss is not the mean cross-entropy of the next tokens: {float(out.loss):.4f}, where that "
-                    f"is {float(plain):.4f}"
+                    f"its own loss is not the mean cross-entropy of the next tokens: {float(loss):.4f}, where that is "
+                    f"{float(plain):.4f}"
                 )
             own = torch.autograd.grad(out.loss * answers.sum(), leaves[0])[0][0]
             if own[-1].any():  # it predicts nothing in its row
                 raise ModelError("it looks at tokens that come later, so that it is no causal language model")
-            losses.append(out.loss.detach() * answers.sum())
+            losses.append(loss * answers.sum())
             gradient[picture] += own[at : at + IMAGE]
         return torch.stack(losses).sum(), gradient
 
-    def _rows(self) -> Iterator[tuple[int, Tensor, Tensor]]:
+    def _rows(self, text: TextBatch) -> Iterator[tuple[int, Tensor, Tensor]]:
         """Of each sequence, as one without images: where its image begins, ids (L,), and which are answers (L,)."""
-        text, start = self._text, 0
+        start = 0
         for length, at, picture in zip(text.lengths.tolist(), text.image_at.tolist(), text.image.tolist(), strict=True):
             ids, answers = text.ids[start : start + length], text.answers[start : start + length]
             whole = torch.cat([ids[:at], self._pictures[picture], ids[at:]])
