@@ -40,8 +40,8 @@ from bitseam.parties.text import TextBatch
 
 
 class BitseamConfig(PreTrainedConfig):
-    """recipe: as `asdict(Recipe)`; vision, language: transformers configurations as dictionaries; tower: its facts; ways:
-    as `asdict(Ways)`, how the language model is run; generation: its own settings."""
+    """recipe: as `asdict(Recipe)`; vision, language: transformers configurations as dictionaries; tower: its facts;
+    ways: as `asdict(Ways)`, how the language model is run; generation: its own settings."""
 
     model_type = "bitseam"
 
