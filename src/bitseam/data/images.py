@@ -29,6 +29,7 @@ MOST_MEGAPIXELS = {
     "JPEG2000": 25,
     "HEIF": 40,  # where pillow-heif is installed and registered
 }
+_MOST_IN_PYTHON = 8  # where Pillow's decoder is Python: BMP with runs, PPM as text or of odd depths
 _MOST_SUBSAMPLED = 200  # of a JPEG with less colour than light, as phones make them
 _MOST_FILE = 2**29  # bytes; some decoders read files whole
 
@@ -73,9 +74,11 @@ def _check_size(image: Image.Image) -> None:
     most = MOST_MEGAPIXELS[kind]
     if isinstance(image, JpegImageFile) and get_sampling(image) > 0:
         most = _MOST_SUBSAMPLED
+    if any(tile.codec_name in Image.DECODERS for tile in getattr(image, "tile", [])):
+        most = _MOST_IN_PYTHON
     tags = getattr(image, "tag_v2", {})
     pixels = max(image.width * image.height, tags.get(322, 0) * tags.get(323, 0))  # a TIFF's tiles may be larger
     if pixels > most * 1_000_000:
         raise ValueError(
-            f"{image.width} x {image.height} pixels where a {kind} may have {most} million; make it smaller"
+            f"{image.width} x {image.height} pixels where such a {kind} may have {most} million; make it smaller"
         )
