@@ -2,7 +2,7 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-all fuzz fuzz-files faults check proto clean
+.PHONY: demo test test-all equality fuzz fuzz-files faults check proto clean
 
 demo: $(VENV)/ready
 	$(BIN)/bitseam demo
@@ -12,6 +12,10 @@ test: $(VENV)/ready
 
 test-all: $(VENV)/ready
 	$(BIN)/python -m pytest -m ''
+
+# Every language model and tower of the campaign, tiny, against transformers: docs/results/equality.json.
+equality: $(VENV)/ready
+	$(BIN)/python benchmarks/equality.py --out docs/results/equality.json
 
 # A million inputs, some minutes; what breaks the invariant is kept in tests/fuzz/found and run by the tests.
 fuzz: $(VENV)/ready

@@ -34,6 +34,7 @@ from bitseam.parties.checkpoint import build_client, build_server
 from bitseam.parties.models import ClientModel
 from bitseam.parties.optimise import Stepper
 from bitseam.parties.prompts import Prompter
+from bitseam.parties.proof import prove
 from bitseam.parties.text import TextBatch
 from bitseam.transport import make_certificates
 
@@ -104,6 +105,7 @@ def measure(recipe: config.Recipe, rounds: int, steps: int) -> dict:
     """Medians in seconds of split and unsplit steps that take turns."""
     plain = replace(recipe, seam=replace(recipe.seam, image_up=config.Up(quantizer="fp32")))
     client, server = build_client(plain, locate).train(), build_server(plain, locate).train()
+    server.ways = prove(server, plain).ways
     features, text = make_batch(recipe, client)
     steppers = (
         Stepper(client, recipe.client.rate, recipe.train),

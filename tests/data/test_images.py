@@ -22,7 +22,6 @@ from transformers import AutoImageProcessor
 
 from bitseam.data.features import LiveFeatures, StoredFeatures
 from bitseam.data.images import MOST_MEGAPIXELS, open_image
-from bitseam.data.rows import Row
 from bitseam.errors import DataError
 from bitseam.halves import pictures
 from bitseam.halves.client import load_client_half
@@ -111,7 +110,9 @@ def test_D3_in_every_way_in(tiny: Tiny, tmp_path: Path) -> None:
     with Image.open(sideways) as one, Image.open(upright) as other:
         assert torch.equal(*half.pixels([one, other]))
     assert torch.equal(*LiveFeatures(half).of(images))
-    assert torch.equal(*StoredFeatures(half, {}, [Row(path, "q", "a") for path in images], tmp_path).of(images))
+    assert torch.equal(
+        *StoredFeatures(half, {path: path.name.encode() for path in images}, tmp_path / "kept").of(images)
+    )
 
     client, server = build_client(recipe, str), build_server(recipe, str)
     client.image_quantizer.calibrate(torch.randn(9, 32))

@@ -120,7 +120,7 @@ def _colours(half: ClientHalf) -> None:
 
 
 def _size(half: ClientHalf) -> None:
-    half._size["size"] = {"shortest_edge": 60}
+    half.framing["size"] = {"shortest_edge": 60}
 
 
 def _type(half: ClientHalf) -> None:

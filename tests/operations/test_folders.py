@@ -18,7 +18,7 @@ from bitseam.cli.client import run_training
 from bitseam.cli.main import locate
 from bitseam.config import Recipe
 from bitseam.data.assets import cache_folder, fetch, require_cache
-from bitseam.errors import AssetError, ConfigError, DiskFullError, ModelError
+from bitseam.errors import AssetError, CheckError, ConfigError, DiskFullError, ModelError
 from bitseam.parties.checkpoint import Identity, build_client, held, newest, save_client
 from bitseam.parties.claim import claimed
 from bitseam.serve import serve
@@ -175,7 +175,7 @@ def test_O7_a_cache_that_cannot_be_written_is_told_before_anything_is_loaded(
     (tmp_path / "file").write_text("mine")
     monkeypatch.setenv("BITSEAM_CACHE", str(tmp_path / "file"))
     recipe = make_recipe(tiny, out=str(tmp_path / "run"), client__checkpoint="/nowhere")
-    with pytest.raises(AssetError, match=r"file.*BITSEAM_CACHE moves the cache"):
+    with pytest.raises(CheckError, match=r"file.*BITSEAM_CACHE moves the cache"):  # and the checkpoint is wrong as well
         run_training(recipe, locate)
     with pytest.raises(AssetError, match=r"file.*BITSEAM_CACHE moves the cache"):
         fetch(["cifar10"])

@@ -82,11 +82,11 @@ def test_nothing_is_left_of_the_proof(tiny: Tiny, tune: str) -> None:
     recipe = make_recipe(tiny, server__tune=tune, **IDENTITY)
     model = build_server(recipe, str).train()
     weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    state = torch.get_rng_state()
+    state, modes = torch.get_rng_state(), [module.training for module in model.modules()]
     proof = prove(model, recipe)
     assert (proof.packs, proof.batches_answers, proof.ways.positions) == (True, True, None)
     assert torch.equal(torch.get_rng_state(), state)
-    assert all(module.training for module in model.modules())
+    assert [module.training for module in model.modules()] == modes
     assert all(parameter.grad is None for parameter in model.parameters())
     assert all(torch.equal(tensor, weights[name]) for name, tensor in model.state_dict().items())
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())

@@ -31,6 +31,7 @@ from bitseam.halves.loading import load_token_embedding
 from bitseam.halves.server import load_server_half
 from bitseam.parties.folders import name_of, whole_checkpoints, written
 from bitseam.parties.models import ClientModel, ServerModel
+from bitseam.parties.proof import prove
 
 FRESH = "fresh"
 _METADATA = {"format": "pt"}
@@ -178,11 +179,15 @@ def load_server(
 
 
 def load_pair(client: Path, server: Path, locate: Locate) -> tuple[ClientModel, ServerModel, config.Recipe, Identity]:
-    """Both halves; the recipe is the client's. Raises ModelError where they are not of one run and step."""
+    """Both halves, the server's proven; the recipe is the client's.
+
+    Raises ModelError where they are not of one run and step.
+    """
     client_model, recipe, identity = load_client(client, locate)
     server_model, _, other = load_server(server, locate)
     if identity != other:
         raise ModelError(f"{client} is {identity}, {server} is {other}: not two halves of one model")
+    server_model.ways = prove(server_model, recipe).ways
     return client_model, server_model, recipe, identity
 
 

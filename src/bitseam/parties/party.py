@@ -259,9 +259,8 @@ class ServerParty:
         self.device = next(self.model.parameters()).device
         if self.proof is None:
             self.proof = prove(self.model, self.recipe, not self.answers_only)
-            require_fit(
-                self.recipe, self.prompter.vocabulary, self.model.language.vocabulary, self.proof.ways.positions
-            )
+            ids = max(self.prompter.tokenizer.get_vocab().values()) + 1
+            require_fit(self.recipe, ids, self.model.language.vocabulary, self.proof.ways.positions)
             log.info("%s", self.proof)
         self.model.ways = self.proof.ways
         self.seam = with_kept_tables(build_seam(self.recipe.seam), self.model)
