@@ -37,7 +37,7 @@ FAILURES = (RuntimeError, ValueError, TypeError, IndexError, KeyError, Attribute
 class Trial:
     """One draw of rows. beyond: lengths beyond which the first row must go; the others are short.
 
-    generate: where the model's own `generate` does not fit its own forward pass, by which it is trained, why; "" where it
+    generate: why the model's own `generate` does not fit its own forward pass, by which it is trained; "" where it
     does. Known after an answer.
 
     Raises ModelError where the model's own results are no ground to compare with: its loss is not that of the next
