@@ -54,6 +54,13 @@ _LONGROPE = {
 # name -> (class, changes)
 LANGUAGE: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("LlamaConfig", {}),
+    "llama, dynamic": (
+        "LlamaConfig",
+        {
+            "max_position_embeddings": 12,
+            "rope_parameters": {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 1e4},
+        },
+    ),
     "mistral, window": ("MistralConfig", _SLIDING),
     "mixtral": ("MixtralConfig", _MOE),
     "mixtral, router loss": ("MixtralConfig", {**_MOE, "output_router_logits": True}),

@@ -13,13 +13,18 @@ from bitseam.errors import ModelError
 from bitseam.parties.checkpoint import build_server
 from bitseam.parties.models import Ways
 from bitseam.parties.party import ServerParty
-from bitseam.parties.proof import TOLERANCE, prove
+from bitseam.parties.proof import TOLERANCES, prove
 
 IDENTITY = {"seam__image_up__quantizer": "fp32", "seam__image_down__codec": "fp32"}
 # Of each model of the campaign (`make equality` tries all): whether its questions share rows.
 VERDICTS = {
     "M1": {"gemma 2": "equal", "granite": "equal", "cohere": "equal"},
-    "M2": {"mistral, window": "equal", "phi-3, longrope": "unpacked", "gpt-neo, local": "unpacked"},
+    "M2": {
+        "mistral, window": "equal",
+        "phi-3, longrope": "unpacked",
+        "llama, dynamic": "refused",
+        "gpt-neo, local": "unpacked",
+    },
     "M3": {"mamba": "unpacked", "recurrentgemma": "unpacked", "bloom": "unpacked"},
     "M12": {"mixtral": "equal", "mixtral, router loss": "refused"},
     "M13": {"bert": "equal", "roberta": "unpacked", "bert, not a decoder": "refused", "ctrl": "equal"},
@@ -74,7 +79,7 @@ def test_M12_is_refused_without_a_proof_too_and_may_answer(equality: Any, tiny: 
     text, image = equality.batch(equality.QUESTIONS["alone"], 32, answers=True)
     with pytest.raises(ModelError, match=r"output_router_logits is true.*set it to false"):
         model.loss(text, image)
-    assert prove(model, recipe, training=False).differences["answers"] <= TOLERANCE
+    assert prove(model, recipe, training=False).differences["answers"] <= TOLERANCES["answers"]
 
 
 @pytest.mark.parametrize("tune", ["full", "lora", "frozen"])
@@ -131,7 +136,8 @@ def test_a_model_that_nobody_tried_is_caught(tiny: Tiny, monkeypatch: pytest.Mon
     proof = prove(build_server(recipe, str), recipe)
     assert proof.ways.answers == "alone"
     assert "answers together" in str(proof)
-    assert max(proof.differences.values()) <= TOLERANCE
+    assert proof.differences.keys() == TOLERANCES.keys()
+    assert all(size <= TOLERANCES[name] for name, size in proof.differences.items())
 
 
 def test_the_server_tells_what_it_proved(tiny: Tiny, tmp_path: Any, caplog: pytest.LogCaptureFixture) -> None:

@@ -17,9 +17,10 @@ import torch
 from bitseam import config
 from bitseam.errors import ModelError
 from bitseam.halves.loading import first_line
+from bitseam.parties.limits import ANSWER
 from bitseam.parties.models import ServerModel, Ways
 from bitseam.parties.positions import most_positions
-from bitseam.parties.trial import FAILURES, TOLERANCE, Trial
+from bitseam.parties.trial import FAILURES, TOLERANCES, Trial
 
 _DRAWS = 2  # a router or a maximum that hangs on the last bit of one draw's rows does not in the other's
 _LENGTHS = ("window", "chunk", "original_max_position")  # in names of settings: lengths from which a model differs
@@ -70,6 +71,8 @@ def prove(model: ServerModel, recipe: config.Recipe, training: bool = True) -> P
         trials = [Trial(model, reached, draw) for draw in range(_DRAWS)]
         try:
             ways = Ways()
+            if reached:
+                trials[0].require_memoryless()
             if training:
                 every = {
                     f"{rows} rows{', all logits' * head}": Ways(rows, head)
@@ -80,11 +83,10 @@ def prove(model: ServerModel, recipe: config.Recipe, training: bool = True) -> P
             answers: tuple[Literal["together", "alone", "uncached"], ...] = ("together", "alone", "uncached")
             every = {f"answers {way}": replace(ways, answers=way) for way in answers}
             ways = found.first(every, trials, Trial.answer)
-            if trials[0].generate_fails:
-                found.others["its own generate"] = trials[0].generate_fails
-            elif trials[0].generate_apart > TOLERANCE:
-                found.others["its own generate"] = f"{trials[0].generate_apart:.1e} from its own forward pass, relative"
-            ways = replace(ways, positions=most_positions(model.language, longest))
+            if trials[0].generate:
+                found.others["its own generate"] = trials[0].generate
+            most = longest + max(recipe.text.max_tokens, ANSWER)  # with what is answered
+            ways = replace(ways, positions=most_positions(model.language, most))
             if training:
                 model.train()  # dropout is then on: nothing to compare, but some models ask for more in training
                 with torch.no_grad():
@@ -112,17 +114,19 @@ class _Found:
                 except FAILURES as error:
                     why = f"{type(error).__name__}: {first_line(error)}"
                     break
-                what = max(found, key=lambda name: found[name])
-                if found[what] <= TOLERANCE:
+                what = max(found, key=lambda name: found[name] / TOLERANCES[name])
+                if found[what] <= TOLERANCES[what]:
                     self.differences |= found
                     return ways
-                why = f"{what} {found[what]:.1e} from its own, relative, where {TOLERANCE:.0e} may be rounding"
+                why = f"{what} {found[what]:.1e} from its own, relative, where {TOLERANCES[what]:.0e} may be rounding"
             self.others[name] = why
         raise ModelError(f"fed with embeddings it is not what it is with tokens: {why}")
 
 
 def _lengths(settings: Mapping[str, Any]) -> Iterator[int]:
     """Numbers in a model's settings from which on it treats rows otherwise."""
+    if "'rope_type': 'dynamic'" in str(settings.get("rope_parameters")):
+        yield settings["max_position_embeddings"]
     for name, value in settings.items():
         if isinstance(value, Mapping):
             yield from _lengths(value)
