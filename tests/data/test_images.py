@@ -22,6 +22,8 @@ from transformers import AutoImageProcessor
 
 from bitseam.data.features import LiveFeatures, StoredFeatures
 from bitseam.data.images import MOST_MEGAPIXELS, open_image
+from bitseam.data.inspection import contents_of
+from bitseam.data.memory import Memory
 from bitseam.errors import DataError
 from bitseam.halves import pictures
 from bitseam.halves.client import load_client_half
