@@ -112,9 +112,8 @@ def test_D3_in_every_way_in(tiny: Tiny, tmp_path: Path) -> None:
     with Image.open(sideways) as one, Image.open(upright) as other:
         assert torch.equal(*half.pixels([one, other]))
     assert torch.equal(*LiveFeatures(half).of(images))
-    assert torch.equal(
-        *StoredFeatures(half, {path: path.name.encode() for path in images}, tmp_path / "kept").of(images)
-    )
+    contents = contents_of(images, Memory(tmp_path / "known"))
+    assert torch.equal(*StoredFeatures(half, contents, tmp_path / "kept").of(images))
 
     client, server = build_client(recipe, str), build_server(recipe, str)
     client.image_quantizer.calibrate(torch.randn(9, 32))
