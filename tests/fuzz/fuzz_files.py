@@ -8,6 +8,7 @@ a find, kept like the others; a new one goes on.
 from __future__ import annotations
 
 import argparse
+import faulthandler
 import json
 import mmap
 import multiprocessing
@@ -127,6 +128,7 @@ def _in_a_process(targets: list[Target], examine_all: Callable[[list[Target]], R
 
 
 def _limited(examine_all: Callable[[list[Target]], Report], targets: list[Target], pipe: Connection) -> None:
+    faulthandler.disable()  # the input says it all
     fuzz_campaign.SECONDS, fuzz_campaign.MEMORY = SECONDS, MEMORY
     held = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (held + _ADDRESSES, held + _ADDRESSES))
