@@ -16,7 +16,15 @@ from bitseam import config
 from bitseam.errors import ModelError
 from bitseam.halves.loading import load_token_embedding
 from bitseam.halves.server import load_server_half
-from bitseam.parties.checkpoint import Identity, build_client, build_server, load_client, save_client
+from bitseam.parties.checkpoint import (
+    Identity,
+    build_client,
+    build_server,
+    load_client,
+    load_server,
+    save_client,
+    save_server,
+)
 from bitseam.parties.prompts import Prompter
 
 SMALL: dict[str, Any] = {
@@ -274,3 +282,15 @@ def test_M6_prompts_as_codes_train_as_prompts_as_ids(tiny: Tiny, tmp_path: Path)
     levels = again.text(text)
     assert levels is not None
     assert torch.equal(levels.levels, prompt.levels)
+
+
+def test_M11_an_adapter_that_lacks_a_tensor(tiny: Tiny, tmp_path: Path) -> None:
+    recipe = make_recipe(tiny, server__tune="lora")
+    folder = save_server(build_server(recipe, str), recipe, Identity("", 1), tmp_path)
+    load_server(folder, str)
+    path = folder / "adapter" / "adapter_model.safetensors"
+    tensors = load_file(path)
+    gone = sorted(tensors)[0]
+    save_file({k: v for k, v in tensors.items() if k != gone}, path, {"format": "pt"})
+    with pytest.raises(ModelError, match=rf"adapter: 1 tensors of the adapter are missing \({gone}"):
+        load_server(folder, str)
