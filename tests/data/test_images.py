@@ -140,7 +140,7 @@ def test_D16_extreme_aspect_ratios_take_no_more_than_others(
     tiny: Tiny, tmp_path: Path, size: tuple[int, int], framing: dict[str, Any]
 ) -> None:
     half = load_client_half(make_recipe(tiny).client, 32)
-    half._size = framing
+    half.framing = framing
     Image.new("L", size, 77).save(tmp_path / "x.png")
     start = time.perf_counter()
     pixels = half.pixels([open_image(tmp_path / "x.png")])

@@ -20,6 +20,7 @@ from bitseam.errors import ModelError, printable
 _MARK = re.compile(r"<[^<>\s]+>|\[[^\[\]\s]+\]")
 _AROUND = re.compile(r"start|begin|end|boi|eoi|/", re.IGNORECASE)
 _IMAGES = re.compile(r"image|img|pad", re.IGNORECASE)
+_LONGEST = 2**16  # characters of a rendering
 _OWN = "give text.prompt a template of your own, with {image} and {question}"
 
 
@@ -92,6 +93,8 @@ class _Rendering:
         except Exception as error:  # a template is a program, and raises what it likes
             reason = (str(error).strip().splitlines() or [""])[0]
             raise _UnfitError(f"it raises {type(error).__name__}: {printable(reason, 200)}") from error
+        if len(text) > _LONGEST:
+            raise _UnfitError(f"it writes {len(text):,} characters about one question")
         if self.hidden in text:
             raise _UnfitError("it shows the list itself")
         _require_once("the question", text.count(self.question))

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import re
 import secrets
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from string import ascii_lowercase
 from typing import Any, TypeVar
@@ -16,6 +17,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from bitseam.errors import DataError, ModelError, printable
 
 T = TypeVar("T")
+_MOST_ID = 2**24  # of a token; vocabularies have up to some hundred thousand
 
 # "<s>", "[INST]", "<|im_end|>": an added token of this shape steers a model, whether its tokenizer calls it special or
 # not. Others are words that somebody added, and are read where they are written.
@@ -34,6 +36,8 @@ def load_tokenizer(what: str, folder: str) -> Any:
             f"{what}: {type(tokenizer).__name__} is written in Python alone; give a folder with a tokenizer.json, for "
             "the tokenizers library"
         )
+    if not isinstance(tokenizer.model_max_length, int | float):
+        tokenizer.model_max_length = sys.maxsize
     tokenizer.backend_tokenizer.no_truncation()  # a recipe's limits are Bitseam's
     tokenizer.backend_tokenizer.no_padding()
     if tokenizer.eos_token_id is None:
@@ -99,11 +103,27 @@ def _require_sound(what: str, folder: Path) -> None:
     """Raises ModelError for a file that is no JSON, or a folder without any: transformers tells it at length."""
     for path in sorted(folder.glob("*token*.json")):
         try:
-            json.loads(path.read_text(encoding="utf-8"))
+            whole = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError) as error:
             raise ModelError(f"{what}: {printable(str(path))} is not sound JSON: {_line(error)}") from error
+        if any(number > _MOST_ID for number in _ids(whole)):
+            raise ModelError(f"{what}: {printable(str(path))} has a token id over {_MOST_ID:,}")
     if folder.is_dir() and not any(folder.glob("*token*")) and not any(folder.glob("vocab*")):
         raise ModelError(f"{what}: {printable(str(folder))} holds no tokenizer (tokenizer.json, tokenizer_config.json)")
+
+
+def _ids(whole: Any) -> Iterator[int]:
+    """Of a tokenizer's file; the library takes memory for all up to the greatest, and ends the process without it."""
+    if not isinstance(whole, dict):
+        return
+    model, added = whole.get("model"), whole.get("added_tokens")
+    vocabulary = model.get("vocab") if isinstance(model, dict) else None
+    yield from (v for v in vocabulary.values() if type(v) is int) if isinstance(vocabulary, dict) else ()
+    for token in added if isinstance(added, list) else ():
+        if isinstance(token, dict) and type(token.get("id")) is int:
+            yield token["id"]
+    decoder = whole.get("added_tokens_decoder")
+    yield from (int(key) for key in decoder if key.isdecimal()) if isinstance(decoder, dict) else ()
 
 
 def _controls(tokenizer: Any) -> set[str]:
