@@ -121,3 +121,8 @@ def test_O10_a_full_disk_leaves_nothing_that_blocks_the_next_try(disk: Disk) -> 
     make_certificates(disk.folder / "new")
     add_client(made, "more")
     revoke(made, "client")
+
+
+def test_O13_addresses_of_ipv6_have_brackets() -> None:
+    assert join_address("::1", 56312) == "[::1]:56312"
+    assert join_address("localhost", 56312) == "localhost:56312"
