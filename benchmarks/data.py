@@ -42,6 +42,7 @@ from transformers import (
 )
 
 from bitseam import config
+from bitseam.checks.client import ready_client
 from bitseam.cli.client import open_party
 from bitseam.cli.machine import circumstances
 from bitseam.data.batches import Batches
@@ -179,7 +180,7 @@ def waiting(folder: Path, workers: int, steps: int) -> dict[str, Any]:
     with serving(folder / "data.toml", out, {"data.workers": workers}) as recipe:
         recipe = replace(recipe, device="cpu")
         with (
-            open_party(recipe, str, None, training=True) as party,
+            open_party(recipe, ready_client(recipe, str, "ask"), training=True) as party,
             closing(LiveFeatures(party.model.vision, recipe.data.workers)) as features,
         ):
             pixels = features.pixels

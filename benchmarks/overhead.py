@@ -20,6 +20,7 @@ from typing import Any
 
 from step import make_batch, serving
 
+from bitseam.checks.client import ready_client
 from bitseam.cli.client import open_party
 from bitseam.cli.machine import circumstances
 from bitseam.cli.main import locate
@@ -49,7 +50,7 @@ def measure(path: Path) -> dict[str, Any]:
     with (
         tempfile.TemporaryDirectory(dir=runs) as folder,
         serving(path, Path(folder), {}) as recipe,
-        open_party(recipe, locate, None, training=True) as party,
+        open_party(recipe, ready_client(recipe, locate, "ask"), training=True) as party,
     ):
         session, weight = party.session, recipe.seam.image_up.distortion_weight
         features, text = make_batch(recipe, session.model)

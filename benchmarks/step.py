@@ -27,6 +27,7 @@ from typing import Any
 import torch
 
 from bitseam import config
+from bitseam.checks.client import ready_client
 from bitseam.cli.client import open_party
 from bitseam.cli.machine import circumstances, free_port
 from bitseam.cli.main import locate
@@ -117,7 +118,7 @@ def measure(recipe: config.Recipe, rounds: int, steps: int) -> dict:
         for stepper in steppers:
             stepper.step(int(text.answers.sum()))
 
-    with open_party(recipe, locate, None, training=True) as party:
+    with open_party(recipe, ready_client(recipe, locate, "ask"), training=True) as party:
         session = party.session
         session.calibrate(features, text)
         stepper = Stepper(session.model, recipe.client.rate, recipe.train)
