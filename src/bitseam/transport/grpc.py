@@ -5,10 +5,7 @@ The stream carries bytes alone; what they mean is the business of `bitseam.wire`
 
 from __future__ import annotations
 
-import errno
-import ipaddress
 import logging
-import socket
 import ssl
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -19,9 +16,8 @@ from urllib.parse import unquote
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_fixed
 
-from bitseam.errors import AddressInUseError, BitseamError, LimitError, PeerGoneError, TransportError, UntrustedError
+from bitseam.errors import BitseamError, LimitError, PeerGoneError, TransportError, UntrustedError
 from bitseam.transport.address import join_address, split_address
 from bitseam.transport.allow import Admission
 from bitseam.transport.certs import Tls, common_name, describe
@@ -30,6 +26,7 @@ from bitseam.transport.checksum import Checksum
 from bitseam.transport.core_log import log_failed_handshakes
 from bitseam.transport.flow import PIECE, Assembly, Outbox, Places
 from bitseam.transport.meter import Meter
+from bitseam.transport.reach import reach, require_port, require_tls
 
 log = logging.getLogger(__name__)
 
@@ -42,10 +39,7 @@ _OPTIONS = [
     ("grpc.http2.min_ping_interval_without_data_ms", 100),  # a peer may ask more often than we do
 ]
 KEEPALIVE = 20.0  # seconds of silence until a peer is asked whether it is there
-_HTTP2_GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0"  # RFC 9113, 3.4
 _CONNECTING = threading.Lock()  # one at a time, so that each meter knows its own connection
-_SETTINGS = b"\4"  # the type of the frame that greets back
-_HANDSHAKES, _PAUSE = 3, 0.1  # seconds between tries of a handshake
 _READY = 10.0  # seconds for gRPC's own connection, once the server is known to be there
 _REVIEW = 1.0  # seconds between looks at whether those who speak still may
 _SESSIONS_OF_A_CLIENT = 4  # even of few: a link that broke may not be missed yet when the next one comes
@@ -133,8 +127,8 @@ def connect(address: str, tls: Tls | None, keepalive: float = KEEPALIVE, exposed
     if not port:
         raise TransportError(f"network.address {address!r}: write the server's port; 0 is for a server that takes any")
     address = join_address(host, port)
-    _require_tls(host, tls, exposed)
-    certificate_seen = _reach(host, port, tls)
+    require_tls(host, tls, exposed)
+    certificate_seen = reach(host, port, tls)
     peer = f"server {describe(certificate_seen)} at {address}" if certificate_seen else f"server at {address}"
     name = common_name(certificate_seen) if certificate_seen else ""
     # A connection for each session.
@@ -200,7 +194,7 @@ class Listener:
     ) -> None:
         host, port = split_address(address)
         address = join_address(host, port)
-        _require_tls(host, tls, exposed)
+        require_tls(host, tls, exposed)
         require_port(host, port)
         self._handler, self._plaintext = handler, tls is None
         self._admission = admission or (Admission(tls.authority, tls.revocations) if tls is not None else None)
@@ -332,108 +326,6 @@ def _keepalive(seconds: float) -> list[tuple[str, int]]:
     # connection.
     parts = {"keepalive_time": 1, "keepalive_timeout": 1, "http2.ping_timeout": 3}
     return [(f"grpc.{name}_ms", round(seconds * part * 1000)) for name, part in parts.items()]
-
-
-def _require_tls(host: str, tls: Tls | None, exposed: bool) -> None:
-    if tls is not None or host == "localhost":
-        return
-    try:
-        loopback = ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        loopback = False
-    risk = "without TLS, anyone on the way reads and changes what crosses, and anyone may speak"
-    if loopback:
-        return
-    if not exposed:
-        raise TransportError(
-            f"{host}: {risk}; set network.certificates (`bitseam certs` makes a development set). Plaintext is for "
-            "loopback alone, unless network.plaintext_that_anyone_can_read_and_change says otherwise"
-        )
-    log.warning("PLAINTEXT with %s: %s. network.plaintext_that_anyone_can_read_and_change has allowed it", host, risk)
-
-
-def require_port(host: str, port: int) -> None:
-    """Raise AddressInUseError unless every address of `host` is free: gRPC is content with one of them."""
-    try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    except OSError as error:
-        raise TransportError(f"{host}: cannot listen there: {error}") from error
-    for family, kind, protocol, _, address in found if port else []:
-        with socket.socket(family, kind, protocol) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as gRPC does: a server may come back at once
-            if family == socket.AF_INET6:
-                probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-            try:
-                probe.bind(address)
-            except OSError as error:
-                if error.errno == errno.EADDRINUSE:
-                    raise AddressInUseError(
-                        f"{join_address(host, port)}: the port is in use by another process; choose another"
-                    ) from error
-
-
-def _reach(host: str, port: int, tls: Tls | None) -> bytes | None:
-    """See that a server listens, and that both sides trust each other; returns its certificate in DER form.
-
-    gRPC tells little of why a handshake failed, so one is made by Python's own TLS first. A server refuses without a
-    word; so may a link that breaks, but not several times.
-    """
-    tries = Retrying(
-        retry=retry_if_exception(lambda e: isinstance(e, TransportError) and not isinstance(e, PeerGoneError)),
-        wait=wait_fixed(_PAUSE),
-        stop=stop_after_attempt(_HANDSHAKES),
-        reraise=True,
-    )
-    return tries(_greet, host, port, tls)
-
-
-def _greet(host: str, port: int, tls: Tls | None) -> bytes | None:
-    try:
-        with socket.create_connection((host, port), timeout=_READY) as plain:
-            if tls is not None:
-                return _shake_hands(plain, host, port, tls)
-            _greet_plainly(plain, join_address(host, port))
-            return None
-    except OSError as error:
-        raise PeerGoneError(f"{join_address(host, port)}: no server there: {error}") from error
-
-
-def _greet_plainly(plain: socket.socket, address: str) -> None:
-    plain.sendall(_HTTP2_GREETING)
-    if plain.recv(9)[3:4] != _SETTINGS:
-        raise TransportError(
-            f"{address}: no plaintext HTTP/2 there; a server with network.certificates needs a client with them"
-        )
-
-
-def _shake_hands(plain: socket.socket, host: str, port: int, tls: Tls) -> bytes | None:
-    address = join_address(host, port)
-    context = tls.context()
-    context.set_alpn_protocols(["h2"])
-    try:
-        secure = context.wrap_socket(plain, server_hostname=host)
-    except ssl.SSLCertVerificationError as error:
-        raise UntrustedError(
-            f"{address}: we do not trust the server's certificate: {error.verify_message}; the authority that we trust "
-            f"is {tls.authority}"
-        ) from error
-    except ssl.SSLError as error:
-        raise TransportError(f"{address}: no TLS there, or none that we speak: {error.reason or error}") from error
-    with secure:
-        # In TLS 1.3 a server's refusal comes after the handshake; a server that accepts us answers our greeting.
-        try:
-            secure.sendall(_HTTP2_GREETING)
-            answer, why = secure.recv(9), "it closed the connection"
-        except TimeoutError:
-            raise
-        except OSError as error:
-            answer, why = b"", str(getattr(error, "reason", None) or error)
-        if not answer:
-            raise UntrustedError(
-                f"{address}: the server does not accept our certificate {tls.certificate}: {why}. The server trusts "
-                "another authority, or the certificate is expired or not a client's; its log says which"
-            )
-        return secure.getpeercert(binary_form=True)
 
 
 def _ended(error: grpc.RpcError, address: str) -> tuple[str, type[TransportError]]:
