@@ -63,6 +63,7 @@ class Order:
         self._starts = np.cumsum(self._sizes) - self._sizes
         self._background = ThreadPoolExecutor(1, "epoch")
         self._epochs: dict[int, Future[tuple[np.ndarray, np.ndarray]]] = {}
+        self._permutation(0)  # so that the first micro-batch need not wait for it
 
     def __call__(self, number: int) -> list[int]:
         epoch, place = divmod(number, self._number)
