@@ -44,6 +44,7 @@ def test_D14_bad_rows_are_refused_before_the_first_step_or_left_out(work: Work) 
         status, output = work.run("train", str(work.recipe), *LIVE, *skip)
         assert status == 0, output
         assert "2 rows are left out" in output
+        assert "\\n" not in output  # each on a line of its own
         summary = json.loads((work.folder / "run/client/summary.json").read_text())
         assert summary["bad_rows"] == 2
         assert summary["tasks"]["cats"]["total"] == 8
@@ -56,7 +57,8 @@ def test_D14_bad_rows_are_refused_before_the_first_step_or_left_out(work: Work) 
     broken.write_bytes((work.folder / "0.png").read_bytes())
     status, output = work.run("train", str(work.recipe), *skip)
     assert status == 1
-    assert "began with 8 other training rows than the 9 of now left out then, and usable now" in output
+    assert "began with 8 training rows, and the 9 of now have other pictures or texts" in output
+    assert "left out then, and usable now" in output
     assert "rows.jsonl:10: " in output
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from conftest import Tiny, make_recipe
 from test_rows import picture
+from transformers import AutoTokenizer
 
 from bitseam.config import Recipe
 from bitseam.data import inspection
@@ -167,6 +168,19 @@ def test_D8_lengths_are_of_the_prompt_that_they_were_measured_with(
     assert len(after.bad) == len(before.bad) - 2
 
 
+def test_D8_lengths_are_of_the_chat_template_that_they_were_measured_with(
+    tiny: Tiny, recipe: Recipe, tmp_path: Path
+) -> None:
+    """The tokenizer is the same, only what its template says around a question has grown."""
+    tokenizer = AutoTokenizer.from_pretrained(tiny.tokenizer)
+    chat = make_recipe(tiny, data__train=recipe.data.train, text__tokenizer=str(tmp_path / "chat"), text__prompt="chat")
+    for system, long in ("", 1), ("this is a cat " * 10, 5):
+        tokenizer.chat_template = system + "{% for m in messages %}{{ m['content'] }}{% endfor %}"
+        tokenizer.save_pretrained(tmp_path / "chat")
+        found = survey(chat, Prompter(chat.text))
+        assert sum("over text.max_tokens" in bad.reason for bad in found.bad) == long
+
+
 @pytest.mark.parametrize("spoilt", ["no database", ""])
 def test_a_spoilt_memory_ends_no_run(recipe: Recipe, prompter: Prompter, cache: Path, spoilt: str) -> None:
     first = survey(recipe, prompter)
@@ -190,16 +204,37 @@ def test_many_images_are_looked_at_by_workers(
 
 def test_a_run_goes_on_with_the_rows_that_it_began_with(tmp_path: Path) -> None:
     rows = [Row(tmp_path / f"{i}.png", "a", "b", line=i + 1) for i in range(4)]
+    contents = {row.image: bytes([i]) for i, row in enumerate(rows)}
     bad = [BadRow(tmp_path / "rows.jsonl", line, f"is bad {line}") for line in (7, 8)]
-    keep_rows(tmp_path / "client", rows, bad, begun=False)
-    keep_rows(tmp_path / "client", rows, bad, begun=True)
-    with pytest.raises(DataError, match=r"began with 4 other training rows than the 3 of now") as told:
-        keep_rows(tmp_path / "client", rows[:3], [BadRow(tmp_path / "rows.jsonl", 4, "is cut"), bad[0]], begun=True)
+    keep_rows(tmp_path / "client", rows, contents, bad, begun=False)
+    keep_rows(tmp_path / "client", rows, contents, bad, begun=True)
+    with pytest.raises(DataError, match=r"began with 4 training rows, and the 3 of now have other") as told:
+        cut = BadRow(tmp_path / "rows.jsonl", 4, "is cut")
+        keep_rows(tmp_path / "client", rows[:3], contents, [cut, bad[0]], begun=True)
     assert "left out since then:\n" + f"{tmp_path}/rows.jsonl:4: is cut" in str(told.value)
     assert "left out then, and usable now:\n" + f"{tmp_path}/rows.jsonl:8: is bad 8" in str(told.value)
     assert str(told.value).endswith("another folder in `out`")
-    keep_rows(tmp_path / "client", rows, bad, begun=True)  # what is refused changes nothing
+    keep_rows(tmp_path / "client", rows, contents, bad, begun=True)  # what is refused changes nothing
     lines = [json.loads(line) for line in (tmp_path / "client" / "bad_rows.jsonl").read_text().splitlines()]
     assert lines[0] == {"file": str(tmp_path / "rows.jsonl"), "line": 7, "reason": "is bad 7"}
-    keep_rows(tmp_path / "client", rows[:3], [], begun=False)
+    keep_rows(tmp_path / "client", rows[:3], contents, [], begun=False)
     assert not (tmp_path / "client" / "bad_rows.jsonl").exists()
+
+
+def test_a_run_goes_on_where_its_data_were_moved_and_not_where_a_picture_is_another(
+    recipe: Recipe, tiny: Tiny, prompter: Prompter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def go_on(train: str) -> None:
+        found = survey(make_recipe(tiny, data__train=train), prompter)
+        keep_rows(tmp_path / "client", found.train, found.contents, found.bad, begun=True)
+
+    go_on(recipe.data.train)
+    monkeypatch.chdir(tmp_path)
+    go_on("train.jsonl")
+    (tmp_path / "data").mkdir()
+    for path in [*tmp_path.glob("*.png"), *tmp_path.glob("*.jsonl")]:
+        path.rename(tmp_path / "data" / path.name)
+    go_on("data/train.jsonl")
+    picture(tmp_path / "data" / "1.png", 9)
+    with pytest.raises(DataError, match=r"4 of now have other pictures or texts, or another order\nGo on with"):
+        go_on("data/train.jsonl")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,15 @@ CHATML = (
 BRACKETS = "{{ bos_token }}{% for m in messages %}[INST] {{ m.content }} [/INST]{% endfor %}"
 SECOND = "{% for m in messages %}{% for c in m.content %}{% if c.type == 'text' %}{{ c.text }}{% endif %}{% endfor %}"
 LAST = SECOND + "{% for c in m.content %}{% if c.type == 'image' %}[IMG]{% endif %}{% endfor %}{% endfor %} A:"
+IMG = (
+    "U: {% for c in messages[0].content %}{% if c.type == 'image' %}<img><imgpad><imgpad></img>{% else %}{{ c.text }}"
+    "{% endif %}{% endfor %}"
+)
+DATE = (  # of today, in Mistral Small 3.1 and Llama 3.2; a run that goes on tomorrow needs the prompts of today
+    "{{ bos_token }}[SYSTEM_PROMPT]Today is {{ strftime_now('%Y-%m-%d') }}, {{ strftime_now('%d %b %Y') }}."
+    "[/SYSTEM_PROMPT]{% for m in messages %}[INST]{% for c in m.content %}{% if c.type == 'image' %}[IMG]{% else %}"
+    "{{ c.text }}{% endif %}{% endfor %}[/INST]{% endfor %}"
+)
 MARKS = (
     "<|im_start|>", "<|vision_start|>", "<|image_pad|>", "<|vision_end|>", "<end_of_utterance>", "<start_of_image>",
     "<start_of_turn>", "<end_of_turn>", "[INST]", "[/INST]", "<|begin_of_image|>", "<|image|>", "<|end_of_image|>",
@@ -91,6 +101,8 @@ EXPECTED = {
     "chatml": (CHATML, "<|im_start|>user\n", "\nis it?<|im_end|>\n<|im_start|>assistant\n"),
     "brackets": (BRACKETS, "<s>[INST] ", "\nis it? [/INST]"),
     "last": (LAST, "is it?", " A:"),
+    "pair": (IMG, "U: <img>", "</img>is it?"),
+    "date": (DATE, "<s>[SYSTEM_PROMPT]Today is 2024-07-26, 26 Jul 2024.[/SYSTEM_PROMPT][INST]", "is it?[/INST]"),
     "json": ('U{{ messages[0].content | tojson(separators=(",", ":")) }}A', 'U"', '\\nis it?"A'),
     "several": ({"default": QWEN, "tools": CHATML}, *("<|im_start|>system\nYou are helpful.<|im_end|>\n<|im_start|>user\n<|vision_start|>", "<|vision_end|>is it?<|im_end|>\n<|im_start|>assistant\n")),  # noqa: E501
 }  # fmt: skip
@@ -116,6 +128,19 @@ def test_D2_what_a_llava_processor_saves(tmp_path: Path) -> None:
     processor.save_pretrained(tmp_path)
     prompter = Prompter(config.Text(tokenizer=str(tmp_path)))
     assert sides(prompter, "is it?") == ("USER: ", "\nis it? ASSISTANT:")
+
+
+def test_D2_a_template_where_processors_kept_it(tmp_path: Path) -> None:
+    """`chat_template.json`, as in llava-1.5-7b-hf; what is saved again, as by `merge`, has it too."""
+    folder = save(tmp_path / "old", wrap(byte_level()))
+    (tmp_path / "old" / "chat_template.json").write_text(json.dumps({"chat_template": LLAVA}))
+    prompter = Prompter(config.Text(tokenizer=folder))
+    assert sides(prompter, "is it?") == ("USER: ", "\nis it? ASSISTANT:")
+    again = Prompter(config.Text(tokenizer=save(tmp_path / "again", prompter.tokenizer)))
+    assert sides(again, "is it?") == ("USER: ", "\nis it? ASSISTANT:")
+    (tmp_path / "old" / "chat_template.json").write_text("{")
+    with pytest.raises(ModelError, match="cannot be loaded: JSONDecodeError"):
+        Prompter(config.Text(tokenizer=folder))
 
 
 BAD = {

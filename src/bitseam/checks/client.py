@@ -63,7 +63,7 @@ def check_client(
     rows: Survey | None = Survey()
     if purpose != "ask":
         rows = checks.make("rows and images", lambda: _rows(recipe, prompter, purpose), _counts, [prompter])
-        checks.make("room for answers", lambda: _room(recipe, prompter, rows), needs=[prompter, rows])
+        checks.make("room for answers", lambda: _room(recipe, prompter, rows), str, [prompter, rows])
     if purpose != "ask" and stores_features(recipe):
         checks.make("feature cache", lambda: require_cache("features"), lambda _: str(cache_folder() / "features"))
     half = checks.make("vision half", lambda: _half(recipe, locate, checkpoint), lambda half: _size(half[0]))

@@ -84,7 +84,7 @@ def _run_training(recipe: config.Recipe, locate: Locate) -> signal.Signals | Non
     """The signal that has stopped it before its end."""
     side = ready_client(recipe, locate, "train")
     found = _told(side.rows)
-    keep_rows(recipe.folder / "client", found.train, found.bad, side.begun)
+    keep_rows(recipe.folder / "client", found.train, found.contents, found.bad, side.begun)
     with open_party(recipe, side, training=True) as party, _features(party, recipe, found) as features:
         batches = Batches(found.train, features, side.prompter, recipe.train.batch, recipe.seed, features.ahead)
         start = time.perf_counter()
@@ -184,7 +184,9 @@ def show_ledger(ledger: Ledger, socket: tuple[int, int] | None) -> None:
 def _told(found: Survey) -> Survey:
     """The same, after a word on what is left out."""
     if found.bad:
-        log.warning("%s rows are left out:\n%s", f"{len(found.bad):,}", listed(found.bad))
+        log.warning("%s rows are left out:", f"{len(found.bad):,}")
+        for line in listed(found.bad).split("\n"):
+            log.warning("%s", line)
     return found
 
 

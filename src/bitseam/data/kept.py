@@ -1,25 +1,29 @@
 """Which rows a run trains on, kept beside it: batches are looked up by number, so going on needs the same rows.
 
-OUT/client/rows.json        how many rows the run began with, and a digest of them
+OUT/client/rows.json        how many rows the run began with, and a digest of their texts and pictures
 OUT/client/bad_rows.jsonl   the rows that were left out: file, line, reason
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from bitseam.data.rows import BadRow, Row, digest_of, listed
 from bitseam.errors import DataError
 
 
-def keep_rows(folder: Path, rows: Sequence[Row], bad: Sequence[BadRow], begun: bool) -> None:
+def keep_rows(
+    folder: Path, rows: Sequence[Row], contents: Mapping[Path, bytes], bad: Sequence[BadRow], begun: bool
+) -> None:
     """Write both files, after a run that has begun in the folder is found to have the same rows.
 
-    Raises DataError that names the rows that were left out since then, or are there again.
+    contents: of each image, a digest of its file. Raises DataError that names the rows that were left out since then,
+    or are there again.
     """
-    now = {"rows": len(rows), "digest": digest_of(rows)}
+    digest = digest_of((contents[row.image], row.question, row.answer) for row in rows)
+    now = {"rows": len(rows), "digest": digest}
     path, left_out = folder / "rows.json", folder / "bad_rows.jsonl"
     try:
         if begun and path.exists():
@@ -45,7 +49,10 @@ def _read(path: Path) -> list[BadRow]:
 
 def _difference(folder: Path, count: int, now: int, before: Sequence[BadRow], bad: Sequence[BadRow]) -> str:
     old, new = ({(one.file, one.line): one for one in rows} for rows in (before, bad))
-    told = f"{folder} holds a run that began with {count:,} other training rows than the {now:,} of now"
+    told = (
+        f"{folder} holds a run that began with {count:,} training rows, and the {now:,} of now have other pictures or "
+        "texts, or another order"
+    )
     if gone := [one for place, one in new.items() if place not in old]:
         told += f"\nleft out since then:\n{listed(gone)}"
     if back := [one for place, one in old.items() if place not in new]:

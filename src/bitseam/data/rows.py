@@ -90,11 +90,11 @@ def write_rows(path: Path, rows: list[Row]) -> None:
             file.write(json.dumps(plain | {"answer": row.answer, "task": row.task}) + "\n")
 
 
-def digest_of(rows: Iterable[Row]) -> str:
-    """SHA-256, in hex, of images by name, questions and answers, in order."""
+def digest_of(rows: Iterable[tuple[str | bytes, ...]]) -> str:
+    """SHA-256, in hex, of what matters of each row, in order."""
     digest = hashlib.sha256()
     for row in rows:
-        digest.update(f"{row.image}\0{row.question}\0{row.answer}\n".encode(errors="surrogateescape"))
+        digest.update(repr(row).encode())
     return digest.hexdigest()
 
 

@@ -81,7 +81,8 @@ def _too_long(
     rows: Sequence[Row], prompter: Prompter, text: config.Text, answered: bool, memory: Memory
 ) -> dict[int, str]:
     """Places of the rows that the prompter refuses, and why. answered: with their answers, as in training."""
-    whole = [PROMPT_CODE, prompter.fingerprint, config.canonical(text), answered, digest_of(rows)]
+    whole = [PROMPT_CODE, prompter.fingerprint, repr(prompter.template), config.canonical(text), answered]
+    whole.append(digest_of((row.question, row.answer) for row in rows))
     key = hashlib.sha256(json.dumps(whole).encode()).digest()
     known = memory.recall([key])
     if known:

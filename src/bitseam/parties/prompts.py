@@ -32,9 +32,9 @@ class Prompter:
         chat = settings.prompt == "chat"
         self.tokenizer: Any = load_tokenizer(what, locate(settings.tokenizer))
         self._settings = settings
-        self._template = chat_template(self.tokenizer, what) if chat else plain_template(settings.prompt)
-        self._reader = Reader(self.tokenizer, what, self._template.placeholder)
-        self._head, self._tail = ([self._reader.own(part) for part in side] for side in self._template.sides)
+        self.template = chat_template(self.tokenizer, what) if chat else plain_template(settings.prompt)
+        self._reader = Reader(self.tokenizer, what, self.template.placeholder)
+        self._head, self._tail = ([self._reader.own(part) for part in side] for side in self.template.sides)
         self._opening: list[int] = []
         guarded(f"{what} cannot be used", partial(self._prove, what, chat))
 
@@ -98,7 +98,7 @@ class Prompter:
 
     def _prompt(self, question: str) -> tuple[list[int], list[int]]:
         """The ids before and behind the image."""
-        asked = self._template.trim(question)
+        asked = self.template.trim(question)
         before, after = (self._reader.ids(asked.join(side)) for side in (self._head, self._tail))
         before = [*self._opening, *before]
         begin = self.tokenizer.bos_token_id
@@ -111,7 +111,7 @@ class Prompter:
         words = self._words()
         if not words:
             raise ModelError(f"{what} can read no token of its own vocabulary")
-        sides = list(zip((self._head, self._tail), self._template.sides, strict=True))
+        sides = list(zip((self._head, self._tail), self.template.sides, strict=True))
         if not any(
             all(self._reader.ids(word.join(ours)) == self._reader.original(word.join(side)) for ours, side in sides)
             for word in words

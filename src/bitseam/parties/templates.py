@@ -11,6 +11,7 @@ import secrets
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import datetime
 from string import ascii_lowercase
 from typing import Any
 
@@ -21,6 +22,10 @@ _MARK = re.compile(r"<[^<>\s]+>|\[[^\[\]\s]+\]")
 _AROUND = re.compile(r"start|begin|end|boi|eoi|/", re.IGNORECASE)
 _IMAGES = re.compile(r"image|img|pad", re.IGNORECASE)
 _LONGEST = 2**16  # characters of a rendering
+# Some templates write the date, and a run that goes on tomorrow needs the same prompts: to them it is always one day.
+_DAY = datetime(2024, 7, 26)
+_DATES = "".join(f" | replace('%{part}', '{_DAY.strftime('%' + part)}')" for part in "aAbBdeHIjmMpSyY")
+_ONE_DAY = f"{{% macro strftime_now(form) -%}}{{{{ form{_DATES} }}}}{{%- endmacro %}}\n"
 _OWN = "give text.prompt a template of your own, with {image} and {question}"
 
 
@@ -88,7 +93,7 @@ class _Rendering:
         turn = [{"role": "user", "content": content}]
         try:
             text: str = self.tokenizer.apply_chat_template(
-                turn, chat_template=self._source, tokenize=False, add_generation_prompt=True
+                turn, chat_template=_ONE_DAY + self._source, tokenize=False, add_generation_prompt=True
             )
         except Exception as error:  # a template is a program, and raises what it likes
             reason = (str(error).strip().splitlines() or [""])[0]
@@ -117,7 +122,7 @@ def _of_parts(render: _Rendering) -> Template:
 
     text, without = render(parts(render.question)), render(parts(render.question, image=False))
     brought = list(Counter(_MARK.findall(text)) - Counter(_MARK.findall(without)))
-    found = [mark for mark in brought if not _AROUND.search(mark)] or brought
+    found = [mark for mark in brought if not (_AROUND.search(mark) or f"</{mark[1:]}" in brought)] or brought
     if (named := str(getattr(render.tokenizer, "image_token", ""))) in brought:
         found = [named]
     if len(found) > 1:

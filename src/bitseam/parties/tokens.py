@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers.utils import LEGACY_PROCESSOR_CHAT_TEMPLATE_FILE, cached_file
 
 from bitseam.errors import DataError, ModelError, printable
 
@@ -40,6 +41,8 @@ def load_tokenizer(what: str, folder: str) -> Any:
         tokenizer.model_max_length = sys.maxsize
     tokenizer.backend_tokenizer.no_truncation()  # a recipe's limits are Bitseam's
     tokenizer.backend_tokenizer.no_padding()
+    if not tokenizer.chat_template:
+        tokenizer.chat_template = guarded(f"{what} cannot be loaded", lambda: _processor_template(folder))
     if tokenizer.eos_token_id is None:
         raise ModelError(
             f"{what} has no token that ends an answer: set eos_token in its tokenizer_config.json to the one that the "
@@ -110,6 +113,17 @@ def _require_sound(what: str, folder: Path) -> None:
             raise ModelError(f"{what}: {printable(str(path))} has a token id over {_MOST_ID:,}")
     if folder.is_dir() and not any(folder.glob("*token*")) and not any(folder.glob("vocab*")):
         raise ModelError(f"{what}: {printable(str(folder))} holds no tokenizer (tokenizer.json, tokenizer_config.json)")
+
+
+def _processor_template(folder: str) -> Any:
+    """The chat template where processors of vision-language models kept it before it went to the tokenizer."""
+    path = cached_file(
+        folder,
+        LEGACY_PROCESSOR_CHAT_TEMPLATE_FILE,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+    )
+    return json.loads(Path(path).read_text(encoding="utf-8"))["chat_template"] if path else None
 
 
 def _ids(whole: Any) -> Iterator[int]:
