@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from bitseam import config
 from bitseam.errors import ModelError
+from bitseam.halves.client import load_client_half
 from bitseam.halves.loading import load_token_embedding
 from bitseam.halves.server import load_server_half
 from bitseam.parties.checkpoint import (
@@ -74,7 +77,7 @@ def test_M11_a_tied_head_is_not_missing_and_a_tensor_of_another_shape_is_no_tens
     path = Path(folder) / "model.safetensors"
     tensors = load_file(path) | {"model.norm.weight": torch.ones(31)}
     save_file(tensors, path, {"format": "pt"})
-    with pytest.raises(ModelError, match="cannot be loaded") as caught:
+    with pytest.raises(ModelError, match=r"model.norm.weight is \[31\] and not \[32\]") as caught:
         load_server_half(config.Server(folder, "full"))
     assert "\n" not in str(caught.value)
 
@@ -294,3 +297,66 @@ def test_M11_an_adapter_that_lacks_a_tensor(tiny: Tiny, tmp_path: Path) -> None:
     save_file({k: v for k, v in tensors.items() if k != gone}, path, {"format": "pt"})
     with pytest.raises(ModelError, match=rf"adapter: 1 tensors of the adapter are missing \({gone}"):
         load_server(folder, str)
+
+
+def _sharded(folder: Path) -> list[Path]:
+    whole = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    (folder / "model.safetensors").unlink()
+    whole.save_pretrained(folder, max_shard_size="8KB")
+    return sorted(folder.glob("model-*.safetensors"))
+
+
+def _settings(folder: Path, file: str = "config.json", **changes: Any) -> None:
+    path = folder / file
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "a shard is missing": (lambda f: _sharded(f)[1].unlink(), "model-00002-of"),
+    "a shard is cut off": (
+        lambda f: (s := _sharded(f)[1]).write_bytes(s.read_bytes()[:-9]),
+        "00002-of.* cut off",
+    ),
+    "a pointer": (
+        lambda f: (f / "model.safetensors").write_text("version https://git-lfs"),
+        "cannot be loaded: it is cut off, or was never fetched",
+    ),
+    "an index that is a list": (
+        lambda f: (_sharded(f), (f / "model.safetensors.index.json").write_text("[]")),
+        "cannot be loaded: list",
+    ),
+    "an empty pickle": (
+        lambda f: ((f / "model.safetensors").unlink(), (f / "pytorch_model.bin").write_bytes(b"")),
+        "EOFError",
+    ),
+    "a width that is text": (lambda f: _settings(f, hidden_size="abc"), "'hidden_size'.*expected int"),
+    "no heads": (lambda f: _settings(f, num_attention_heads=0), "modulo by zero"),
+    "padding beyond the vocabulary": (lambda f: _settings(f, pad_token_id=1000), "Padding_idx"),
+    "an activation that is none": (lambda f: _settings(f, hidden_act="nope"), "KeyError: 'nope'"),
+    "another vocabulary": (lambda f: _settings(f, vocab_size=10), r"lm_head.weight is \[16, 32\] and not \[10, 32\]"),
+    "stop tokens that are text": (lambda f: _settings(f, "generation_config.json", eos_token_id="x"), "eos_token_id"),
+    "stop tokens in two lists": (lambda f: _settings(f, "generation_config.json", eos_token_id=[[1]]), "eos_token_id"),
+}
+
+
+@pytest.mark.parametrize("how", BROKEN)
+def test_M11_M17_a_broken_checkpoint_is_refused_in_one_line(tmp_path: Path, how: str) -> None:
+    breaks, told = BROKEN[how]
+    folder = Path(saved(tmp_path, "LlamaConfig"))
+    breaks(folder)
+    with pytest.raises(ModelError, match=f"server.checkpoint.*{told}") as caught:
+        load_server_half(config.Server(str(folder), "full"))
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 400 + len(str(tmp_path))
+
+
+def test_M17_code_of_a_checkpoint_is_not_run_and_nobody_is_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("a question at the terminal"))
+    folder = Path(saved(tmp_path, "LlamaConfig"))
+    _settings(folder, model_type="own", auto_map={"AutoConfig": "own.Config", "AutoModelForCausalLM": "own.Model"})
+    with pytest.raises(ModelError, match="custom code"):
+        load_server_half(config.Server(str(folder), "full"))
+    with pytest.raises(ModelError, match="custom code"):
+        load_client_half(config.Client(str(folder)), 32)

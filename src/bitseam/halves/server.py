@@ -207,8 +207,11 @@ def _kept(head: nn.Module | None, places: Tensor) -> Iterator[None]:
 def _stop_tokens(model: Any) -> frozenset[int]:
     stops: set[int] = set()
     for settings in (model.generation_config, model.config, model.config.get_text_config()):
-        ids = getattr(settings, "eos_token_id", None)
-        stops.update([ids] if isinstance(ids, int) else ids or [])
+        told = getattr(settings, "eos_token_id", None)
+        ids = told if isinstance(told, list) else [] if told is None else [told]
+        if any(type(token) is not int for token in ids):
+            raise ModelError(f"server.checkpoint: eos_token_id is {told!r:.80}: give a token's id, or a list of them")
+        stops.update(ids)
     return frozenset(stops)
 
 

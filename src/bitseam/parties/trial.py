@@ -16,8 +16,8 @@ from torch.nn.functional import cross_entropy
 from transformers import GenerationConfig
 
 from bitseam.errors import ModelError
-from bitseam.halves.loading import first_line
 from bitseam.halves.server import plain_settings
+from bitseam.halves.weights import first_sentence
 from bitseam.parties.models import ServerModel, Ways
 from bitseam.parties.text import TextBatch
 
@@ -139,7 +139,7 @@ class Trial:
                 return own
             self.generate = f"{size:.1e} from its own forward pass, relative"
         except FAILURES as error:
-            self.generate = first_line(error)
+            self.generate = first_sentence(error)
         steps = []
         for _ in range(_NEW):
             steps.append(self._run(input_ids=ids).logits[0, -1].float())
