@@ -130,55 +130,6 @@ def test_M17_an_unknown_checkpoint_is_refused_in_one_line(tmp_path: Path, raw: s
     assert len(str(caught.value)) < 500 + len(str(tmp_path))
 
 
-ADAPTED = {  # layers that get adapters by default
-    "LlamaConfig": {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"},
-    "Phi3Config": {"qkv_proj", "o_proj", "gate_up_proj", "down_proj"},
-    "PhiConfig": {"q_proj", "k_proj", "v_proj", "dense", "fc1", "fc2"},
-    "OPTConfig": {"q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"},
-    "GPT2Config": {"c_attn", "c_proj", "c_fc"},
-    "BloomConfig": {"query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"},
-}
-
-
-@pytest.mark.parametrize("kind", ADAPTED)
-def test_M10_default_targets_are_all_linear_layers_but_the_head(tmp_path: Path, kind: str) -> None:
-    folder = saved(tmp_path, kind, ffn_dim=48, word_embed_proj_dim=32)
-    half = load_server_half(config.Server(folder, "lora"))
-    adapted = {
-        name.split(".lora_A")[0].rpartition(".")[2] for name, _ in half.model.named_parameters() if "lora_A" in name
-    }
-    assert adapted == ADAPTED[kind]
-    trained = {name for name, parameter in half.model.named_parameters() if parameter.requires_grad}
-    assert trained
-    assert all("lora_" in name for name in trained)
-
-
-@pytest.mark.parametrize("kind", ["MambaConfig", "Mamba2Config"])
-def test_M10_default_targets_fit_models_without_attention(tmp_path: Path, kind: str) -> None:
-    folder = saved(tmp_path, kind, state_size=8, num_heads=8, head_dim=8, n_groups=1)
-    half = load_server_half(config.Server(folder, "lora"))
-    assert any("lora_A" in name for name, _ in half.model.named_parameters())
-
-
-@pytest.mark.parametrize(
-    ("targets", "told"),
-    [
-        (("q_proj", "v_porj"), r"no layer of the model is named v_porj; its linear layers are .*q_proj"),
-        (("roj",), "named roj"),
-        (("q_proj", "layers.9.mlp.up_proj", "x"), "named layers.9.mlp.up_proj, x"),
-    ],
-)
-def test_M10_every_target_must_match(tiny: Tiny, targets: tuple[str, ...], told: str) -> None:
-    with pytest.raises(ModelError, match=told):
-        load_server_half(config.Server(tiny.language, "lora", config.Lora(targets=targets)))
-
-
-def test_M10_targets_that_match_are_taken(tiny: Tiny) -> None:
-    half = load_server_half(config.Server(tiny.language, "lora", config.Lora(targets=("q_proj", "1.mlp.up_proj"))))
-    adapted = [name for name, _ in half.model.named_parameters() if "lora_A" in name]
-    assert len(adapted) == 2 + 1
-
-
 EMBEDDED: dict[str, dict[str, Any]] = {
     "Gemma3TextConfig": {"head_dim": 8},
     "GemmaConfig": {"head_dim": 8},

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from copy import deepcopy
 from dataclasses import asdict, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -99,10 +100,14 @@ class BitseamModel(PreTrainedModel):
         logits, ids = self.server.answer_logits(text, image, prompt.levels if prompt is not None else None)
         return CausalLMOutput(loss=cross_entropy(logits, ids), logits=logits)
 
+    @cached_property
+    def _prompter(self) -> Prompter:
+        return Prompter(replace(self.recipe.text, tokenizer=self.config.name_or_path))
+
     @torch.no_grad()
     def answer(self, image: Image.Image, question: str, max_new_tokens: int = 64) -> str:
         """One question about one image, greedily."""
-        prompter = Prompter(replace(self.recipe.text, tokenizer=self.config.name_or_path))
+        prompter = self._prompter
         text = prompter.batch([question])
         levels = self.client.image(
             self.client.vision.features(self.client.vision.pixels([image]).to(self.device))
