@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import (
     AutoConfig,
@@ -128,6 +128,7 @@ def merge(client: Path, server: Path, out: Path, locate: Locate) -> None:
     client_model, server_model, recipe, _ = load_pair(client, server, locate)
     language = server_model.language.model
     if recipe.server.tune == "lora":
+        _untie(server_model.language.base)
         server_model.language.model = language = language.merge_and_unload()
     tower = client_model.vision.tower
     vision: Any = tower.llava if isinstance(tower, LlavaTower) else tower.model
@@ -144,6 +145,15 @@ def merge(client: Path, server: Path, out: Path, locate: Locate) -> None:
     whole.save_pretrained(out)
     client_model.vision.processor.save_pretrained(out)
     Prompter(recipe.text, locate).tokenizer.save_pretrained(out)
+
+
+def _untie(language: Any) -> None:
+    """Where an adapter lies on one of the token embedding and the head, they are alike no more once it is merged."""
+    first, last = language.get_input_embeddings(), language.get_output_embeddings()
+    if first.weight is last.weight and (hasattr(first, "base_layer") or hasattr(last, "base_layer")):
+        head = getattr(last, "base_layer", last)
+        head.weight = nn.Parameter(head.weight.detach().clone(), requires_grad=False)
+        language.config.tie_word_embeddings = False
 
 
 def _config(plain: dict[str, Any]) -> Any:
