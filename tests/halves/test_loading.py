@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from bitseam import config
 from bitseam.errors import ModelError
+from bitseam.halves.client import load_client_half
 from bitseam.halves.loading import load_token_embedding
 from bitseam.halves.server import load_server_half
 from bitseam.parties.checkpoint import (
@@ -74,7 +77,7 @@ def test_M11_a_tied_head_is_not_missing_and_a_tensor_of_another_shape_is_no_tens
     path = Path(folder) / "model.safetensors"
     tensors = load_file(path) | {"model.norm.weight": torch.ones(31)}
     save_file(tensors, path, {"format": "pt"})
-    with pytest.raises(ModelError, match="cannot be loaded") as caught:
+    with pytest.raises(ModelError, match=r"model.norm.weight is \[31\] and not \[32\]") as caught:
         load_server_half(config.Server(folder, "full"))
     assert "\n" not in str(caught.value)
 
@@ -125,55 +128,6 @@ def test_M17_an_unknown_checkpoint_is_refused_in_one_line(tmp_path: Path, raw: s
         load_server_half(config.Server(str(tmp_path), "full"))
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 500 + len(str(tmp_path))
-
-
-ADAPTED = {  # layers that get adapters by default
-    "LlamaConfig": {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"},
-    "Phi3Config": {"qkv_proj", "o_proj", "gate_up_proj", "down_proj"},
-    "PhiConfig": {"q_proj", "k_proj", "v_proj", "dense", "fc1", "fc2"},
-    "OPTConfig": {"q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"},
-    "GPT2Config": {"c_attn", "c_proj", "c_fc"},
-    "BloomConfig": {"query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"},
-}
-
-
-@pytest.mark.parametrize("kind", ADAPTED)
-def test_M10_default_targets_are_all_linear_layers_but_the_head(tmp_path: Path, kind: str) -> None:
-    folder = saved(tmp_path, kind, ffn_dim=48, word_embed_proj_dim=32)
-    half = load_server_half(config.Server(folder, "lora"))
-    adapted = {
-        name.split(".lora_A")[0].rpartition(".")[2] for name, _ in half.model.named_parameters() if "lora_A" in name
-    }
-    assert adapted == ADAPTED[kind]
-    trained = {name for name, parameter in half.model.named_parameters() if parameter.requires_grad}
-    assert trained
-    assert all("lora_" in name for name in trained)
-
-
-@pytest.mark.parametrize("kind", ["MambaConfig", "Mamba2Config"])
-def test_M10_default_targets_fit_models_without_attention(tmp_path: Path, kind: str) -> None:
-    folder = saved(tmp_path, kind, state_size=8, num_heads=8, head_dim=8, n_groups=1)
-    half = load_server_half(config.Server(folder, "lora"))
-    assert any("lora_A" in name for name, _ in half.model.named_parameters())
-
-
-@pytest.mark.parametrize(
-    ("targets", "told"),
-    [
-        (("q_proj", "v_porj"), r"no layer of the model is named v_porj; its linear layers are .*q_proj"),
-        (("roj",), "named roj"),
-        (("q_proj", "layers.9.mlp.up_proj", "x"), "named layers.9.mlp.up_proj, x"),
-    ],
-)
-def test_M10_every_target_must_match(tiny: Tiny, targets: tuple[str, ...], told: str) -> None:
-    with pytest.raises(ModelError, match=told):
-        load_server_half(config.Server(tiny.language, "lora", config.Lora(targets=targets)))
-
-
-def test_M10_targets_that_match_are_taken(tiny: Tiny) -> None:
-    half = load_server_half(config.Server(tiny.language, "lora", config.Lora(targets=("q_proj", "1.mlp.up_proj"))))
-    adapted = [name for name, _ in half.model.named_parameters() if "lora_A" in name]
-    assert len(adapted) == 2 + 1
 
 
 EMBEDDED: dict[str, dict[str, Any]] = {
@@ -294,3 +248,66 @@ def test_M11_an_adapter_that_lacks_a_tensor(tiny: Tiny, tmp_path: Path) -> None:
     save_file({k: v for k, v in tensors.items() if k != gone}, path, {"format": "pt"})
     with pytest.raises(ModelError, match=rf"adapter: 1 tensors of the adapter are missing \({gone}"):
         load_server(folder, str)
+
+
+def _sharded(folder: Path) -> list[Path]:
+    whole = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    (folder / "model.safetensors").unlink()
+    whole.save_pretrained(folder, max_shard_size="8KB")
+    return sorted(folder.glob("model-*.safetensors"))
+
+
+def _settings(folder: Path, file: str = "config.json", **changes: Any) -> None:
+    path = folder / file
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "a shard is missing": (lambda f: _sharded(f)[1].unlink(), "model-00002-of"),
+    "a shard is cut off": (
+        lambda f: (s := _sharded(f)[1]).write_bytes(s.read_bytes()[:-9]),
+        "00002-of.* cut off",
+    ),
+    "a pointer": (
+        lambda f: (f / "model.safetensors").write_text("version https://git-lfs"),
+        "cannot be loaded: it is cut off, or was never fetched",
+    ),
+    "an index that is a list": (
+        lambda f: (_sharded(f), (f / "model.safetensors.index.json").write_text("[]")),
+        "cannot be loaded: list",
+    ),
+    "an empty pickle": (
+        lambda f: ((f / "model.safetensors").unlink(), (f / "pytorch_model.bin").write_bytes(b"")),
+        "EOFError",
+    ),
+    "a width that is text": (lambda f: _settings(f, hidden_size="abc"), "'hidden_size'.*expected int"),
+    "no heads": (lambda f: _settings(f, num_attention_heads=0), "modulo by zero"),
+    "padding beyond the vocabulary": (lambda f: _settings(f, pad_token_id=1000), "Padding_idx"),
+    "an activation that is none": (lambda f: _settings(f, hidden_act="nope"), "KeyError: 'nope'"),
+    "another vocabulary": (lambda f: _settings(f, vocab_size=10), r"lm_head.weight is \[16, 32\] and not \[10, 32\]"),
+    "stop tokens that are text": (lambda f: _settings(f, "generation_config.json", eos_token_id="x"), "eos_token_id"),
+    "stop tokens in two lists": (lambda f: _settings(f, "generation_config.json", eos_token_id=[[1]]), "eos_token_id"),
+}
+
+
+@pytest.mark.parametrize("how", BROKEN)
+def test_M11_M17_a_broken_checkpoint_is_refused_in_one_line(tmp_path: Path, how: str) -> None:
+    breaks, told = BROKEN[how]
+    folder = Path(saved(tmp_path, "LlamaConfig"))
+    breaks(folder)
+    with pytest.raises(ModelError, match=f"server.checkpoint.*{told}") as caught:
+        load_server_half(config.Server(str(folder), "full"))
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 400 + len(str(tmp_path))
+
+
+def test_M17_code_of_a_checkpoint_is_not_run_and_nobody_is_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("a question at the terminal"))
+    folder = Path(saved(tmp_path, "LlamaConfig"))
+    _settings(folder, model_type="own", auto_map={"AutoConfig": "own.Config", "AutoModelForCausalLM": "own.Model"})
+    with pytest.raises(ModelError, match="custom code"):
+        load_server_half(config.Server(str(folder), "full"))
+    with pytest.raises(ModelError, match="custom code"):
+        load_client_half(config.Client(str(folder)), 32)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -170,4 +171,28 @@ def test_M8_a_merged_model_answers_as_the_split_did(tiny: Tiny, tmp_path: Path, 
     assert whole.server.language.stops == split.language.stops == {13, int(plain[0, 2])}
     assert ask(whole.server, recipe).tolist() == ask(split, recipe).tolist()
     image = Image.effect_noise((60, 60), 80).convert("RGB")
-    assert isinstance(whole.answer(image, QUESTIONS[0], 8), str)
+    first = whole.answer(image, QUESTIONS[0], 8)
+    shutil.rmtree(tmp_path / "merged")  # the tokenizer is read once
+    assert whole.answer(image, QUESTIONS[0], 8) == first
+
+
+@pytest.mark.parametrize("targets", [["q_proj", "lm_head"], ["embed_tokens"], ["embed_tokens", "lm_head"]], ids=str)
+def test_M8_adapters_on_a_tied_embedding_or_head_merge(tiny: Tiny, tmp_path: Path, targets: list[str]) -> None:
+    recipe = make_recipe(tiny, server__tune="lora", server__lora__targets=targets)
+    client, server = build_client(recipe, str), build_server(recipe, str)
+    assert server.language.base.config.tie_word_embeddings
+    client.image_quantizer.calibrate(torch.randn(9, WIDTH))
+    with torch.no_grad():
+        for parameter in server.parameters():
+            if parameter.requires_grad:
+                parameter.normal_(0, 0.1)
+    merge(
+        save_client(client, recipe, Identity("ab", 3), tmp_path),
+        save_server(server, recipe, Identity("ab", 3), tmp_path),
+        tmp_path / "merged",
+        str,
+    )
+    whole = BitseamModel.from_pretrained(tmp_path / "merged").eval()
+    text, image = Prompter(recipe.text).batch(["is this a cat ?"], ["yes"]), torch.randn(1, 2, WIDTH)
+    split = server.eval().answer_logits(text, image)[0]
+    torch.testing.assert_close(whole.server.answer_logits(text, image)[0], split, rtol=1e-4, atol=1e-5)

@@ -116,7 +116,7 @@ def load_client_half(settings: config.Client, width: int) -> ClientHalf:
     """
     name = f"client.checkpoint {settings.checkpoint!r}"
     try:
-        cfg = AutoConfig.from_pretrained(settings.checkpoint)
+        cfg = AutoConfig.from_pretrained(settings.checkpoint, trust_remote_code=False)
         name = f"{name} ({cfg.model_type})"
         half = (_from_llava if cfg.model_type == "llava" else _from_tower)(settings, width, cfg)
     except ModelError as error:
@@ -148,7 +148,7 @@ def _from_llava(settings: config.Client, width: int, cfg: Any) -> ClientHalf:
 
 def _processor(checkpoint: str) -> Any:
     try:
-        return AutoImageProcessor.from_pretrained(checkpoint)
+        return AutoImageProcessor.from_pretrained(checkpoint, trust_remote_code=False)
     except Exception as error:  # as in `load_client_half`
         why = "it needs torchvision: pip install torchvision" if "torchvision" in str(error) else first_sentence(error)
         raise ModelError(f"its image processor, preprocessor_config.json, cannot be loaded: {why}") from error

@@ -6,22 +6,21 @@ Shapes: V vocabulary, D language width.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from accelerate import init_empty_weights
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM, LlavaForConditionalGeneration
 
 from bitseam.errors import ModelError
+from bitseam.halves.weights import Loaded, first_sentence, load_float32, require_readable, some
 
 log = logging.getLogger(__name__)
-
-_SHOWN = 3  # names of tensors in an error
-_LONGEST = 300  # characters of what a library says
 
 
 class LlavaLanguage(LlavaForConditionalGeneration):
@@ -42,16 +41,20 @@ def load_language(checkpoint: str) -> Any:
     """
     where = f"server.checkpoint {checkpoint!r}"
     try:
-        cfg = _causal_config(checkpoint, where)
+        cfg = _causal_config(checkpoint)
         if cfg.model_type == "llava":
-            language, told = _from_llava(checkpoint)
+            loaded = _from_llava(checkpoint)
         else:
-            language, told = AutoModelForCausalLM.from_pretrained(
-                checkpoint, dtype=torch.float32, output_loading_info=True
-            )
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
-        raise ModelError(f"{where} cannot be loaded: {first_line(error)}") from error
-    require_whole(told, where)
+            loaded = load_float32(AutoModelForCausalLM, checkpoint)
+        _require_whole(loaded)
+    except ModelError as error:
+        raise ModelError(f"{where}: {error}") from error
+    except Exception as error:  # whatever another's code raises on anyone's files
+        raise ModelError(f"{where} cannot be loaded: {first_sentence(error)}") from error
+    if loaded.unexpected:
+        names = some(loaded.unexpected)
+        log.warning("%s: %d tensors of its files have no place in it: %s", where, len(loaded.unexpected), names)
+    language = loaded.model
     language.config.return_dict = True  # a checkpoint may ask for tuples
     # In evaluation RWKV divides weights in place, against overflow in half precision, and would be saved so.
     if getattr(language.config, "rescale_every", 0):
@@ -64,7 +67,7 @@ def load_token_embedding(checkpoint: str) -> nn.Module:
     model's weights only this one is read. Raises ModelError where the checkpoint has it not."""
     where = f"server.checkpoint {checkpoint!r}"
     try:
-        cfg = _causal_config(checkpoint, where)
+        cfg = _causal_config(checkpoint)
         with init_empty_weights(include_buffers=False):
             language = AutoModelForCausalLM.from_config(cfg.get_text_config())
         module = language.get_input_embeddings()
@@ -72,63 +75,49 @@ def load_token_embedding(checkpoint: str) -> nn.Module:
         tied |= {one for pair in language.all_tied_weights_keys.items() if tied & {*pair} for one in pair}
         first = [name for name, one in language.named_modules() if one is module]
         names = [f"{first[0]}.weight", *sorted(tied - {f"{first[0]}.weight"})]
+        require_readable(checkpoint)
         weight = _one_tensor(Path(checkpoint), names, tuple(module.weight.shape))
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
-        raise ModelError(f"{where}: its token embedding cannot be loaded: {first_line(error)}") from error
+    except ModelError as error:
+        raise ModelError(f"{where}: {error}") from error
+    except Exception as error:  # as in `load_language`
+        raise ModelError(f"{where}: its token embedding cannot be loaded: {first_sentence(error)}") from error
     module.weight = nn.Parameter(weight.float(), requires_grad=False)
     if others := [name for name, one in module.named_parameters() if one.is_meta]:
         raise ModelError(f"{where}: the token embedding has more weights than a table ({', '.join(others)})")
     return module.requires_grad_(False)
 
 
-def require_whole(told: Mapping[str, Iterable[Any]], where: str) -> None:
-    """Raise ModelError that names the tensors which a checkpoint lacks, and warn of those that have no place.
-
-    told: as `from_pretrained(..., output_loading_info=True)` does.
-    """
-    if missing := sorted(map(str, told["missing_keys"])):
+def _require_whole(loaded: Loaded) -> None:
+    if loaded.missing:
         raise ModelError(
-            f"{where}: {len(missing)} tensors of the model are not in its files ({_some(missing)}): the files are "
+            f"{len(loaded.missing)} tensors of the model are not in its files ({some(loaded.missing)}): the files are "
             "incomplete, or of another kind of model"
         )
-    if unexpected := sorted(map(str, told["unexpected_keys"])):
-        log.warning("%s: %d tensors of its files have no place in it: %s", where, len(unexpected), _some(unexpected))
 
 
-def first_line(error: BaseException) -> str:
-    """What a library says, without the pages that may follow."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    text = lines[0] if lines else type(error).__name__
-    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
-
-
-def _causal_config(checkpoint: str, where: str) -> Any:
-    cfg = AutoConfig.from_pretrained(checkpoint)
+def _causal_config(checkpoint: str) -> Any:
+    cfg = AutoConfig.from_pretrained(checkpoint, trust_remote_code=False)
     if cfg.model_type == "llava":
         return cfg
     advice = "give a causal language model, or a LLaVA of model_type llava"
     if type(cfg) not in MODEL_FOR_CAUSAL_LM_MAPPING:
-        raise ModelError(f"{where} is a {cfg.model_type}, which transformers has no causal language model of: {advice}")
+        raise ModelError(f"it is a {cfg.model_type}, which transformers has no causal language model of: {advice}")
     if getattr(cfg, "is_encoder_decoder", False):
-        raise ModelError(f"{where} is an encoder-decoder ({cfg.model_type}), whose answers need its encoder: {advice}")
+        raise ModelError(f"it is an encoder-decoder ({cfg.model_type}), whose answers need its encoder: {advice}")
     if "text_config" in MODEL_FOR_CAUSAL_LM_MAPPING[type(cfg)].config_class.sub_configs:
-        raise ModelError(f"{where} is a whole {cfg.model_type}, with its way for images: {advice}")
+        raise ModelError(f"it is a whole {cfg.model_type}, with its way for images: {advice}")
     return cfg
 
 
-def _from_llava(checkpoint: str) -> tuple[Any, dict[str, Any]]:
-    llava, told = LlavaLanguage.from_pretrained(
-        checkpoint,
-        dtype=torch.float32,
-        key_mapping={r"^language_model\.lm_head": "lm_head"},
-        output_loading_info=True,
-    )
+def _from_llava(checkpoint: str) -> Loaded:
+    loaded = load_float32(LlavaLanguage, checkpoint, key_mapping={r"^language_model\.lm_head": "lm_head"})
+    llava = loaded.model
     with torch.device("meta"):  # a shell to put the loaded parts in
         language = AutoModelForCausalLM.from_config(llava.config.text_config)
     setattr(language, language.base_model_prefix, llava.model.language_model)
     language.set_output_embeddings(llava.lm_head)
     language.generation_config = llava.generation_config
-    return language, told
+    return replace(loaded, model=language)
 
 
 def _one_tensor(folder: Path, names: list[str], shape: tuple[int, ...]) -> Tensor:
@@ -144,7 +133,7 @@ def _one_tensor(folder: Path, names: list[str], shape: tuple[int, ...]) -> Tenso
         if most >= min(2, len(name.split("."))) and len(keys) == 1:
             with safe_open(shapes[keys[0]][0], "pt") as file:
                 return file.get_tensor(keys[0])
-    raise ModelError(f"{folder}: no {names[0]} of shape {shape} in its safetensors files; seam.text = 'codes' needs it")
+    raise ModelError(f"no {names[0]} of shape {shape} in its safetensors files; seam.text = 'codes' needs it")
 
 
 def _tensors(folder: Path) -> Iterator[tuple[Path, str, tuple[int, ...]]]:
@@ -162,8 +151,3 @@ def _common_parts(one: str, other: str) -> int:
             break
         count += 1
     return count
-
-
-def _some(names: list[str]) -> str:
-    more = len(names) - _SHOWN
-    return ", ".join(names[:_SHOWN]) + (f" and {more} more" if more > 0 else "")

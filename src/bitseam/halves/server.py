@@ -14,10 +14,12 @@ import torch
 from torch import Tensor, nn
 from transformers import GenerationConfig
 from transformers.masking_utils import chunked_overlay, sliding_window_overlay
+from transformers.pytorch_utils import Conv1D
 
 from bitseam import config
 from bitseam.errors import ModelError
 from bitseam.halves.loading import load_language
+from bitseam.halves.weights import first_sentence
 
 Overlay = Callable[[Any, Any, Tensor, Tensor], Tensor]  # batch, head, positions that look, that are seen -> bool
 
@@ -99,7 +101,7 @@ class ServerHalf(nn.Module):
         """The model's own forward, without a cache, given what is not None and it can take."""
         takes = inspect.signature(self.base.forward).parameters
         given = {name: value for name, value in {**given, "use_cache": False}.items() if value is not None}
-        return self.model(**{name: value for name, value in given.items() if name in takes})
+        return self.base(**{name: value for name, value in given.items() if name in takes})  # adapters lie inside
 
     @torch.no_grad()
     def generate(
@@ -153,28 +155,54 @@ def add_lora(language: Any, lora: config.Lora) -> Any:
     """Wrap with peft adapters, trainable, the rest frozen. Raises ModelError for a target that nothing matches."""
     from peft import LoraConfig, get_peft_model  # slow to import, and needed here alone
 
-    targets = lora.targets if isinstance(lora.targets, str) else list(lora.targets)
-    names = [name for name, _ in language.named_modules()]
-    idle = [t for t in lora.targets if not any(f".{name}".endswith(f".{t}") for name in names)]
-    if not isinstance(targets, str) and idle:
-        linear = sorted({name.rpartition(".")[2] for name, m in language.named_modules() if isinstance(m, nn.Linear)})
+    layers, stacks = _adaptable(language)
+    if lora.targets == "all-linear":
+        ends = {name for name, layer in layers.items() if isinstance(layer, nn.Embedding)}
+        ends |= {name for name, layer in layers.items() if layer is language.get_output_embeddings()}
+        chosen = [*(name for name in layers if name not in ends), *stacks]
+    else:
+        found = {t: [name for name in (*layers, *stacks) if f".{name}".endswith(f".{t}")] for t in lora.targets}
+        if idle := [t for t, names in found.items() if not names]:
+            there = sorted({name.rpartition(".")[2] for name in (*layers, *stacks)})
+            raise ModelError(
+                f"server.lora.targets: no layer of the model is named {', '.join(idle)}; its linear layers are "
+                f"{', '.join(there)}"
+            )
+        chosen = sorted({name for names in found.values() for name in names})
+    if lora.dropout and (stacked := [name for name in chosen if name in stacks]):
         raise ModelError(
-            f"server.lora.targets: no layer of the model is named {', '.join(idle)}; its linear layers are "
-            f"{', '.join(linear)}"
+            f"server.lora.dropout is {lora.dropout}, and adapters of stacked experts ({stacked[0]}) cannot drop: set "
+            "it to 0, or name other layers in server.lora.targets"
         )
     settings = LoraConfig(
         r=lora.rank,
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
-        target_modules=targets,
-        # Fused kernels of state-space layers take this weight past its adapter.
-        exclude_modules=[f"{name}.out_proj" for name, layer in language.named_modules() if hasattr(layer, "A_log")],
+        target_modules=[name for name in chosen if name in layers],
+        target_parameters=[name for name in chosen if name in stacks] or None,
         task_type="CAUSAL_LM",
     )
     try:
         return get_peft_model(language, settings)
     except ValueError as error:
-        raise ModelError(f"server.lora.targets: {error}") from error
+        raise ModelError(f"server.lora.targets: {first_sentence(error)}") from error
+
+
+def _adaptable(language: Any) -> tuple[dict[str, nn.Module], list[str]]:
+    """Layers and, of mixtures of experts, stacks of matrices that an adapter can be put on, by name."""
+    layers: dict[str, nn.Module] = {}
+    stacks: list[str] = []
+    past: set[str] = set()
+    for name, module in language.named_modules():
+        if hasattr(module, "A_log"):  # state-space layers take these weights past an adapter
+            past |= {f"{name}.{part}" for part in ("out_proj", "dt_proj")}
+        plain = isinstance(module, nn.Linear) and type(module).forward is nn.Linear.forward  # routers give more
+        if plain or isinstance(module, Conv1D | nn.Embedding):
+            layers[name] = module
+        elif "expert" in f"{name}.{type(module).__name__}".lower():
+            own = module.named_parameters(prefix=name, recurse=False)
+            stacks += [path for path, weight in own if weight.ndim == 3]
+    return {name: layer for name, layer in layers.items() if name not in past}, stacks
 
 
 @contextmanager
@@ -207,8 +235,11 @@ def _kept(head: nn.Module | None, places: Tensor) -> Iterator[None]:
 def _stop_tokens(model: Any) -> frozenset[int]:
     stops: set[int] = set()
     for settings in (model.generation_config, model.config, model.config.get_text_config()):
-        ids = getattr(settings, "eos_token_id", None)
-        stops.update([ids] if isinstance(ids, int) else ids or [])
+        told = getattr(settings, "eos_token_id", None)
+        ids = told if isinstance(told, list) else [] if told is None else [told]
+        if any(type(token) is not int for token in ids):
+            raise ModelError(f"server.checkpoint: eos_token_id is {told!r:.80}: give a token's id, or a list of them")
+        stops.update(ids)
     return frozenset(stops)
 
 

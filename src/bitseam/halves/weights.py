@@ -5,35 +5,57 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 
 from bitseam.errors import ModelError
 
-_NAMED = 8  # tensors in an error's line
+_NAMED = 3  # tensors in an error's line
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """model: in float32. missing: parameters and buffers of the model that the checkpoint does not hold."""
+    """model: in float32. missing: parameters and buffers of the model that the checkpoint does not hold; unexpected:
+    tensors of the checkpoint that have no place in the model."""
 
     model: Any
     missing: frozenset[str]
+    unexpected: frozenset[str] = frozenset()
 
 
-def load_float32(kind: Any, checkpoint: str) -> Loaded:
+def load_float32(kind: Any, checkpoint: str, **more: Any) -> Loaded:
     """`kind.from_pretrained`, in float32 whatever the file's type: in half precision, small steps are lost.
 
-    Raises ModelError where a tensor has another shape than the configuration says.
+    more: further arguments of it. Raises ModelError where a file is cut off, or a tensor has another shape than the
+    configuration says.
     """
+    require_readable(checkpoint)
     model, found = kind.from_pretrained(
-        checkpoint, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
+        checkpoint,
+        dtype=torch.float32,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,
+        trust_remote_code=False,  # or somebody at a terminal is asked whether to run it
+        **more,
     )
     other = [f"{name} is {list(theirs)} and not {list(ours)}" for name, theirs, ours in found["mismatched_keys"]]
     if other:
         raise ModelError(f"its weights do not fit its config.json: {some(other)}")
-    return Loaded(model, frozenset(found["missing_keys"]))
+    return Loaded(model, frozenset(found["missing_keys"]), frozenset(found["unexpected_keys"]))
+
+
+def require_readable(checkpoint: str) -> None:
+    """Raises ModelError that names a file of tensors which is cut off or none."""
+    for path in sorted(Path(checkpoint).glob("*.safetensors")):
+        try:
+            with safe_open(path, "pt"):
+                pass
+        except SafetensorError as error:
+            reason = f"it is cut off, or was never fetched whole ({first_sentence(error)})"
+            raise ModelError(f"its file {path.name} cannot be loaded: {reason}") from error
 
 
 def some(names: Iterable[str]) -> str:
@@ -44,7 +66,9 @@ def some(names: Iterable[str]) -> str:
 
 
 def first_sentence(error: BaseException) -> str:
-    """Of a message that may go on for thousands of characters; the error's class where it says nothing."""
+    """Of a message that may go on for thousands of characters; the error's class where it says little or nothing."""
     text = " ".join(str(error).split())
+    if isinstance(error, KeyError):
+        text = f"{type(error).__name__}: {text}"
     sentence = re.split(r"(?<=[.!?])\s", text, maxsplit=1)[0].rstrip(".:; ")
     return (sentence[:297] + "..." if len(sentence) > 300 else sentence) or type(error).__name__

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 from copy import deepcopy
 from dataclasses import asdict, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import (
     AutoConfig,
@@ -99,10 +100,14 @@ class BitseamModel(PreTrainedModel):
         logits, ids = self.server.answer_logits(text, image, prompt.levels if prompt is not None else None)
         return CausalLMOutput(loss=cross_entropy(logits, ids), logits=logits)
 
+    @cached_property
+    def _prompter(self) -> Prompter:
+        return Prompter(replace(self.recipe.text, tokenizer=self.config.name_or_path))
+
     @torch.no_grad()
     def answer(self, image: Image.Image, question: str, max_new_tokens: int = 64) -> str:
         """One question about one image, greedily."""
-        prompter = Prompter(replace(self.recipe.text, tokenizer=self.config.name_or_path))
+        prompter = self._prompter
         text = prompter.batch([question])
         levels = self.client.image(
             self.client.vision.features(self.client.vision.pixels([image]).to(self.device))
@@ -123,6 +128,7 @@ def merge(client: Path, server: Path, out: Path, locate: Locate) -> None:
     client_model, server_model, recipe, _ = load_pair(client, server, locate)
     language = server_model.language.model
     if recipe.server.tune == "lora":
+        _untie(server_model.language.base)
         server_model.language.model = language = language.merge_and_unload()
     tower = client_model.vision.tower
     vision: Any = tower.llava if isinstance(tower, LlavaTower) else tower.model
@@ -139,6 +145,15 @@ def merge(client: Path, server: Path, out: Path, locate: Locate) -> None:
     whole.save_pretrained(out)
     client_model.vision.processor.save_pretrained(out)
     Prompter(recipe.text, locate).tokenizer.save_pretrained(out)
+
+
+def _untie(language: Any) -> None:
+    """Where an adapter lies on one of the token embedding and the head, they are alike no more once it is merged."""
+    first, last = language.get_input_embeddings(), language.get_output_embeddings()
+    if first.weight is last.weight and (hasattr(first, "base_layer") or hasattr(last, "base_layer")):
+        head = getattr(last, "base_layer", last)
+        head.weight = nn.Parameter(head.weight.detach().clone(), requires_grad=False)
+        language.config.tie_word_embeddings = False
 
 
 def _config(plain: dict[str, Any]) -> Any:

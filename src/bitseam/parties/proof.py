@@ -16,7 +16,7 @@ import torch
 
 from bitseam import config
 from bitseam.errors import ModelError
-from bitseam.halves.loading import first_line
+from bitseam.halves.weights import first_sentence
 from bitseam.parties.limits import ANSWER
 from bitseam.parties.models import ServerModel, Ways
 from bitseam.parties.positions import most_positions
@@ -93,7 +93,7 @@ def prove(model: ServerModel, recipe: config.Recipe, training: bool = True) -> P
                     trials[0].loss(ways)
         except (ModelError, *FAILURES) as error:
             name = f"{base.config.model_type}, {type(base).__name__}"
-            raise ModelError(f"server.checkpoint ({name}) cannot be split: {first_line(error)}") from error
+            raise ModelError(f"server.checkpoint ({name}) cannot be split: {first_sentence(error)}") from error
     return Proof(ways, found.differences, found.others, time.perf_counter() - began)
 
 
@@ -112,7 +112,7 @@ class _Found:
                 try:
                     found = compare(trial, ways)
                 except FAILURES as error:
-                    why = f"{type(error).__name__}: {first_line(error)}"
+                    why = f"{type(error).__name__}: {first_sentence(error)}"
                     break
                 what = max(found, key=lambda name: found[name] / TOLERANCES[name])
                 if found[what] <= TOLERANCES[what]:

@@ -16,8 +16,8 @@ from torch.nn.functional import cross_entropy
 from transformers import GenerationConfig
 
 from bitseam.errors import ModelError
-from bitseam.halves.loading import first_line
 from bitseam.halves.server import plain_settings
+from bitseam.halves.weights import first_sentence
 from bitseam.parties.models import ServerModel, Ways
 from bitseam.parties.text import TextBatch
 
@@ -31,7 +31,7 @@ _NEW = 3  # tokens of an answer
 # a beginning; the second and the last answer directly behind the image; the last two fit into one row.
 _ROWS = ((0, 2, 7, 3), (0, 2, 4, 4), (1, 1, 3, 2), (2, 0, 2, 2))
 _BEYOND = 4  # tokens
-FAILURES = (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError, NotImplementedError)
+FAILURES = (RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError, ArithmeticError)
 
 
 class Trial:
@@ -139,7 +139,7 @@ class Trial:
                 return own
             self.generate = f"{size:.1e} from its own forward pass, relative"
         except FAILURES as error:
-            self.generate = first_line(error)
+            self.generate = first_sentence(error)
         steps = []
         for _ in range(_NEW):
             steps.append(self._run(input_ids=ids).logits[0, -1].float())
