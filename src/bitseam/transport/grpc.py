@@ -5,8 +5,6 @@ The stream carries bytes alone; what they mean is the business of `bitseam.wire`
 
 from __future__ import annotations
 
-import errno
-import ipaddress
 import logging
 import socket
 import ssl
@@ -21,7 +19,7 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_fixed
 
-from bitseam.errors import AddressInUseError, BitseamError, LimitError, PeerGoneError, TransportError, UntrustedError
+from bitseam.errors import BitseamError, LimitError, PeerGoneError, TransportError, UntrustedError
 from bitseam.transport.address import join_address, split_address
 from bitseam.transport.allow import Admission
 from bitseam.transport.certs import Tls, common_name, describe
@@ -30,6 +28,7 @@ from bitseam.transport.checksum import Checksum
 from bitseam.transport.core_log import log_failed_handshakes
 from bitseam.transport.flow import PIECE, Assembly, Outbox, Places
 from bitseam.transport.meter import Meter
+from bitseam.transport.ports import RISK, is_loopback, require_loopback, require_port
 
 log = logging.getLogger(__name__)
 
@@ -335,41 +334,13 @@ def _keepalive(seconds: float) -> list[tuple[str, int]]:
 
 
 def _require_tls(host: str, tls: Tls | None, exposed: bool) -> None:
-    if tls is not None or host == "localhost":
-        return
-    try:
-        loopback = ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        loopback = False
-    risk = "without TLS, anyone on the way reads and changes what crosses, and anyone may speak"
-    if loopback:
+    if tls is not None:
         return
     if not exposed:
-        raise TransportError(
-            f"{host}: {risk}; set network.certificates (`bitseam certs` makes a development set). Plaintext is for "
-            "loopback alone, unless network.plaintext_that_anyone_can_read_and_change says otherwise"
-        )
-    log.warning("PLAINTEXT with %s: %s. network.plaintext_that_anyone_can_read_and_change has allowed it", host, risk)
-
-
-def require_port(host: str, port: int) -> None:
-    """Raise AddressInUseError unless every address of `host` is free: gRPC is content with one of them."""
-    try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    except OSError as error:
-        raise TransportError(f"{host}: cannot listen there: {error}") from error
-    for family, kind, protocol, _, address in found if port else []:
-        with socket.socket(family, kind, protocol) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as gRPC does: a server may come back at once
-            if family == socket.AF_INET6:
-                probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-            try:
-                probe.bind(address)
-            except OSError as error:
-                if error.errno == errno.EADDRINUSE:
-                    raise AddressInUseError(
-                        f"{join_address(host, port)}: the port is in use by another process; choose another"
-                    ) from error
+        require_loopback(host)
+    elif not is_loopback(host):
+        allowed = "network.plaintext_that_anyone_can_read_and_change has allowed it"
+        log.warning("PLAINTEXT with %s: %s. %s", host, RISK, allowed)
 
 
 def _reach(host: str, port: int, tls: Tls | None) -> bytes | None:
