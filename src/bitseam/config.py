@@ -267,7 +267,7 @@ def load_recipe(path: str | Path, overrides: Mapping[str, Any] | None = None, pl
         path = f"{path} with {plan}"
     for key, value in (overrides or {}).items():
         _set(raw, key.split("."), value, path)
-    return parse_recipe(raw, str(path))
+    return parse_recipe(raw, printable(str(path)))
 
 
 def parse_recipe(raw: Mapping[str, Any], where: str) -> Recipe:
@@ -291,19 +291,20 @@ def canonical(value: Any) -> str:
 
 
 def _read(path: str | Path) -> dict[str, Any]:
+    where = printable(str(path))
     try:
         with Path(path).open("rb") as file:
             raw = file.read(_MOST_BYTES + 1)
         text = raw.decode()
         if len(raw) > _MOST_BYTES or _DEEP_KEY.search(text):
-            raise ConfigError(f"{path}: over {_MOST_BYTES:,} bytes, or a key of over 20 parts: not a recipe")
+            raise ConfigError(f"{where}: over {_MOST_BYTES:,} bytes, or a key of over 20 parts: not a recipe")
         return tomllib.loads(text)
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot read the recipe: {error}") from error
+        raise ConfigError(f"{where}: cannot read the recipe: {printable(str(error))}") from error
     except RecursionError as error:
-        raise ConfigError(f"{path}: it is nested too deeply") from error
+        raise ConfigError(f"{where}: it is nested too deeply") from error
     except ValueError as error:  # TOML's own, and numbers that Python does not read
-        raise ConfigError(f"{path}: not valid TOML: {printable(str(error))}") from error
+        raise ConfigError(f"{where}: not valid TOML: {printable(str(error))}") from error
 
 
 def _lay_over(raw: dict[str, Any], fragment: Mapping[str, Any]) -> None:
@@ -335,5 +336,5 @@ def _set(raw: dict[str, Any], keys: list[str], value: Any, path: str | Path) -> 
     for key in keys[:-1]:
         raw = raw.setdefault(key, {})
         if not isinstance(raw, dict):
-            raise ConfigError(f"{path}: {'.'.join(keys)}: {key} is not a table")
+            raise ConfigError(printable(f"{path}: {'.'.join(keys)}: {key} is not a table"))
     raw[keys[-1]] = value

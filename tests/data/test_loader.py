@@ -112,6 +112,17 @@ def test_a_killed_process_leaves_no_worker_behind(tmp_path: Path) -> None:
     assert alive == []
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="nobody says there who has sent a signal")
+def test_O14_a_supervisor_that_tells_every_process_to_stop_leaves_the_step_its_workers(tmp_path: Path) -> None:
+    tell = "import os; [os.kill(pid, s) for pid in (os.getpid(), os.getppid()) for s in (1, 15)]; time.sleep(0.2)"
+    process = script(tmp_path, tell)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    process.kill()
+    process.wait()
+    process.stdout.close()
+
+
 def test_a_worker_that_is_killed_is_told(tmp_path: Path) -> None:
     process = script(tmp_path, "__import__('os').kill(__import__('os').getpid(), 9)")
     told = process.communicate(timeout=60)[0]

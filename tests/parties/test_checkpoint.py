@@ -12,7 +12,7 @@ from conftest import Tiny, make_recipe
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from bitseam.errors import ModelError
+from bitseam.errors import ConfigError, ModelError
 from bitseam.parties.checkpoint import (
     Identity,
     build_client,
@@ -188,3 +188,29 @@ def test_a_process_killed_while_it_writes_leaves_whole_checkpoints_alone(
         load_client(folder_of(tmp_path, "client", step), str)
     save_client(model, recipe, Identity("ab", 4), tmp_path)
     assert not list((tmp_path / "client").glob(".partial-*"))
+
+
+def test_a_merge_into_a_place_that_cannot_be_written_is_told_before_anything_is_loaded(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    for out in (tmp_path / "file", tmp_path / "file/merged"):
+        with pytest.raises(ConfigError, match=f"^{out}: cannot be written: "):
+            merge(tmp_path / "absent", tmp_path / "absent", out, str)
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_merge_that_fails_leaves_what_was_merged_before(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client, server = saved(tiny, tmp_path, {})
+    out = tmp_path / "merged [1] {x}"
+    merge(client, server, out, str)
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    assert "model.safetensors" in before
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("transformers.PreTrainedTokenizerBase.save_pretrained", full)
+    with pytest.raises(ModelError, match=r"the merged model could not be written: .*No space left"):
+        merge(client, server, out, str)
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before

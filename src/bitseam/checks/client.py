@@ -62,7 +62,7 @@ def check_client(
     prompter = checks.make("tokenizer", lambda: Prompter(recipe.text, locate), lambda p: f"{p.vocabulary:,} tokens")
     rows: Survey | None = Survey()
     if purpose != "ask":
-        rows = checks.make("rows and images", lambda: _rows(recipe, prompter, purpose), _counts, [prompter])
+        rows = checks.make("rows and images", lambda: _rows(recipe, prompter, purpose), lambda f: _counts(f, prompter))
         checks.make("room for answers", lambda: _room(recipe, prompter, rows), str, [prompter, rows])
     if purpose != "ask" and stores_features(recipe):
         checks.make("feature cache", lambda: require_cache("features"), lambda _: str(cache_folder() / "features"))
@@ -80,7 +80,6 @@ def stores_features(recipe: config.Recipe) -> bool:
 
 
 def _rows(recipe: config.Recipe, prompter: Prompter | None, purpose: Purpose) -> Survey:
-    assert prompter is not None
     found = survey(recipe, prompter, training=purpose == "train")
     found.settle(recipe.data.bad_rows)
     return found
@@ -97,8 +96,10 @@ def _space(recipe: config.Recipe, half: tuple[ClientModel, Identity] | None) -> 
     return room_for_checkpoints(recipe.folder, half[0])
 
 
-def _counts(found: Survey) -> str:
+def _counts(found: Survey, prompter: Prompter | None) -> str:
     told = f"{len(found.train):,} rows to train on, {len(found.test):,} to test, {len(found.contents):,} images"
+    if prompter is None:
+        told += "; their lengths are not measured without a tokenizer"
     return f"{told}; {len(found.bad):,} rows are left out:\n{listed(found.bad)}" if found.bad else told
 
 

@@ -9,15 +9,19 @@ from typing import Literal
 from cryptography import x509
 
 from bitseam import config
-from bitseam.errors import PeerGoneError
-from bitseam.transport import Admission, Tls, connect, require_port, split_address
+from bitseam.errors import PeerGoneError, TransportError
+from bitseam.transport import Admission, Tls, connect, metrics_address, require_loopback, require_port, split_address
 
 _SOON = timedelta(days=30)
 
 
 def own_certificates(network: config.Network, side: Literal["client", "server"]) -> Tls | None:
     """The side's own files, None for plaintext. Raises TransportError that names what cannot be used."""
-    return Tls.from_folder(network.certificates, side).require_current() if network.certificates else None
+    if network.certificates:
+        return Tls.from_folder(network.certificates, side).require_current()
+    if not network.plaintext_that_anyone_can_read_and_change:
+        require_loopback(split_address(network.address)[0])
+    return None
 
 
 def valid_until(tls: Tls | None) -> str:
@@ -53,5 +57,11 @@ def may_speak(network: config.Network, tls: Tls | None) -> Admission | None:
 
 
 def require_free(network: config.Network) -> None:
-    """Raise AddressInUseError where another process listens at the recipe's address, or TransportError."""
+    """Raise AddressInUseError where another process listens at the recipe's address, or TransportError where a server
+    cannot listen there, or not at that of its metrics."""
     require_port(*split_address(network.address))
+    if network.metrics:
+        try:
+            require_port(*metrics_address(network.metrics))
+        except TransportError as error:
+            raise TransportError(f"network.metrics {error}") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 from typing import Literal
@@ -9,7 +10,7 @@ from typing import Literal
 from torch import nn
 
 from bitseam.errors import ClaimedError, ConfigError
-from bitseam.parties.claim import claimed
+from bitseam.parties.claim import require_unclaimed
 from bitseam.parties.folders import KEPT
 
 _MOMENTS = 2  # of AdamW, each as large as the weights
@@ -24,8 +25,7 @@ def checkpoint_bytes(model: nn.Module) -> int:
 def room_for_checkpoints(folder: Path, model: nn.Module) -> str:
     """A line on what checkpoints take and what is free. Raises ConfigError where the disk has no room for them."""
     needed = (KEPT + 1) * checkpoint_bytes(model)  # those that are kept, and the one being written
-    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    free = shutil.disk_usage(there).free
+    free = shutil.disk_usage(_nearest(folder)).free
     sizes = f"checkpoints take up to {needed / 1e6:,.1f} MB in {folder}, and {free / 1e6:,.1f} MB are free"
     if free < needed:
         raise ConfigError(f"out: {sizes}: make room there, or name a folder on another disk in `out`")
@@ -38,9 +38,20 @@ def state_of(folder: Path, run: str, steps: list[int]) -> str:
 
 
 def require_folder(out: Path, side: Literal["client", "server"]) -> str:
-    """A line on whether a side's folder is free. Raises ConfigError where it cannot be written."""
+    """A line on whether a side's folder is free, which is neither made nor taken. Raises ConfigError where it cannot be
+    written."""
+    folder = out / side
+    there = _nearest(folder)
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        what = f"{there} is not writable" if there.is_dir() else f"{there} is no folder"
+        raise ConfigError(f"{folder}: cannot be written: {what}; name another folder in `out`, or make room there")
     try:
-        with claimed(out, side):
-            return f"{out / side} can be written"
+        require_unclaimed(folder)
     except ClaimedError as error:
         return f"in use now: {error}"
+    return f"{folder} can be written"
+
+
+def _nearest(folder: Path) -> Path:
+    """Itself, or the first above it that is there."""
+    return next(path for path in (folder, *folder.absolute().parents) if os.path.lexists(path))

@@ -26,6 +26,7 @@ from bitseam.data.rows import Row, read_rows
 from bitseam.errors import BitseamError
 from bitseam.evals.report import summary_table, write_html
 from bitseam.parties.console import Terminal
+from bitseam.parties.folders import writable
 from bitseam.transport import make_certificates
 
 RECIPE = Path("recipes/demo.toml")
@@ -37,8 +38,12 @@ stdout = Terminal()
 
 
 def run_demo(out: Path, settings: list[str]) -> None:
-    """Fetch, train twice, evaluate, ask, and write OUT/report.json and OUT/report.html."""
+    """Fetch, train twice, evaluate, ask, and write OUT/report.json and OUT/report.html.
+
+    Raises ConfigError where OUT cannot be written, before anything is fetched.
+    """
     recipe = load_recipe(RECIPE)
+    writable(out)
     fetch(["dinov2-small", "stories15m", "cifar10"])
     questions, certificates = out / "questions", out / "certs"
     if not (questions / "test.jsonl").exists():

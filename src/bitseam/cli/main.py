@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 import traceback
 from pathlib import Path
+from types import FrameType
 from typing import Annotated, Any
 
 import typer
@@ -35,6 +37,14 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, handlers=[log_handler()])
     for noisy in ("httpx", "transformers", "grpc"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+    interrupted: list[int] = []
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        interrupted.append(number)
+        raise KeyboardInterrupt
+
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, interrupt)
     try:
         app()
     except BitseamError as error:
@@ -42,6 +52,8 @@ def main() -> None:
     except OSError as error:
         _fail(f"{error.filename}: {error.strerror}" if error.filename is not None else traceback.format_exc())
     except Exception:
+        if interrupted:  # libraries that are being imported make errors of their own of it
+            sys.exit(130)
         _fail(traceback.format_exc())
     except KeyboardInterrupt:
         sys.exit(130)

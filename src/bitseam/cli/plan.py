@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from bitseam import config
 from bitseam.cli.machine import circumstances
 from bitseam.data.batches import Batches
 from bitseam.data.features import LiveFeatures
-from bitseam.data.rows import read_rows
+from bitseam.data.survey import survey
 from bitseam.errors import ConfigError
 from bitseam.evals.plan_figure import draw_plan
 from bitseam.evals.plan_report import DownPlan, channels_of, rows_of
@@ -24,6 +24,7 @@ from bitseam.evals.planning import FrozenPair, Sample, UpPlan, UpPlanner, loss_i
 from bitseam.parties.checkpoint import Locate, load_pair
 from bitseam.parties.console import Terminal
 from bitseam.parties.device import choose_device
+from bitseam.parties.folders import writable
 from bitseam.parties.prompts import Prompter
 
 stdout = Terminal()
@@ -69,6 +70,7 @@ def run_plan(
     recipe: config.Recipe, locate: Locate, client: Path, server: Path, target: Target, out: Path, batches: int
 ) -> None:
     """Write OUT/plan.json, plan.png and plan.toml. All is chosen on calibration data; held-out data are measured."""
+    writable(out)
     client_model, server_model, trained, identity = load_pair(client, server, locate)
     if (trained.seam.width, trained.seam.text) != (recipe.seam.width, recipe.seam.text):
         raise ConfigError(f"seam.width and seam.text are not those that {client} was trained with")
@@ -97,7 +99,6 @@ def run_plan(
         "rows": rows,
         "channels": {n: {key: value.tolist() for key, value in f.items()} for n, f in figures.items()},
     }
-    out.mkdir(parents=True, exist_ok=True)
     (out / "plan.json").write_text(json.dumps(report, indent=1))
     (out / "plan.toml").write_text(fragment(up, bits, {row["modality"]: row["step"] for row in down}))
     draw_plan(figures, out / "plan.png")
@@ -133,7 +134,9 @@ def _samples(
     Not those that training calibrated on: the connector's whitening fits them better than others, and features of them
     vary less (by 30 % in the demo).
     """
-    rows, train = read_rows(recipe.data.train), recipe.train
+    found, train = survey(replace(recipe, data=replace(recipe.data, test="")), prompter), recipe.train
+    found.settle(recipe.data.bad_rows)
+    rows = found.train
     there = len(rows) // train.batch - train.calibrate
     if 2 * count > there:
         raise ConfigError(f"--batches {count}: {recipe.data.train} has {there} micro-batches for both halves of them")

@@ -1,7 +1,8 @@
 """Worker processes that decode and resize images ahead of the step.
 
 They are started by a server process that has no threads (`forkserver`), never forked from one that speaks gRPC, and end
-with the process that they work for, however it ends.
+with the process that they work for, however it ends. A supervisor that tells all processes of a run to stop does not
+end them before it: the step under way needs them.
 """
 
 from __future__ import annotations
@@ -9,10 +10,12 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import wait
 from pathlib import Path
 from threading import Thread
@@ -23,12 +26,19 @@ import numpy as np
 from bitseam.data.images import open_image
 from bitseam.errors import DataError
 
+_STOPPING = (signal.SIGTERM, signal.SIGHUP)
+
 Pixels = Callable[[Sequence[Any]], Any]  # B images -> tensor (B, 3, H, W)
 
 
 def start_workers(count: int, prepare: Callable[..., None] | None = None, *given: object) -> ProcessPoolExecutor:
     """A pool of processes. prepare: is called in each with what is given, before its first task."""
     context = multiprocessing.get_context("forkserver")
+    if sys.platform == "linux":
+        resource_tracker.ensure_running()  # changes the mask by itself
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOPPING)
+        forkserver.ensure_running()  # which keeps the mask, and so do the workers
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
     return ProcessPoolExecutor(count, context, partial(_begin, prepare, *given))
 
 
@@ -80,13 +90,22 @@ _pixels: Pixels  # of a worker
 
 
 def _begin(prepare: Callable[..., None] | None, *given: object) -> None:
-    """In a worker: Ctrl-C is for the process that it works for, and that one's end is its own."""
+    """In a worker: signals are for the process that it works for, and that one's end is its own."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     assert parent is not None
+    if sys.platform == "linux":
+        Thread(target=_end_when_told, args=(parent.pid,), daemon=True).start()
     Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
     if prepare is not None:
         prepare(*given)
+
+
+def _end_when_told(parent: int) -> None:
+    """By the process that it works for: others tell that one, too."""
+    while signal.sigwaitinfo(_STOPPING).si_pid != parent:
+        pass
+    os._exit(1)
 
 
 def _end_with(sentinel: int) -> None:

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Never
 
-from bitseam.errors import DataError
+from bitseam.errors import DataError, printable
 
 _SHOWN = 20  # bad rows in one message
 _SHORT = 60  # characters of a value in a message
@@ -169,9 +169,9 @@ class _Reader:
 
 
 def _named(path: Path) -> str:
-    """A path as it is, unless it is longer than any that people have, or would not stay in the line."""
+    """A path in one line, whole unless it is longer than any that people have."""
     text = str(path)
-    return text if text.isprintable() and len(text) <= 256 else shortened(text)
+    return printable(text, 256 if len(text) <= 256 else 100)
 
 
 def _check_start(line: bytes) -> None:

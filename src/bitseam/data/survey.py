@@ -49,9 +49,10 @@ class Survey:
             raise DataError(several + listed(self.bad) + (remedy if not several else ""))
 
 
-def survey(recipe: config.Recipe, prompter: Prompter, training: bool = True) -> Survey:
+def survey(recipe: config.Recipe, prompter: Prompter | None, training: bool = True) -> Survey:
     """Look at the training file, unless training is False, and at the test file if there is one.
 
+    prompter: None where there is no tokenizer to measure lengths with; the rest is then looked at all the same.
     Raises DataError only where a process that decodes images is killed; all else that is bad is in the survey.
     """
     found, memory = Survey(), Memory(cache_folder() / "checked.sqlite")
@@ -63,7 +64,7 @@ def survey(recipe: config.Recipe, prompter: Prompter, training: bool = True) -> 
     for good, least, path, rows, bad in files:
         readable = [row for row in rows if row.image in images.contents]
         bad += [BadRow(path, row.line, images.faults[row.image]) for row in rows if row.image not in images.contents]
-        long = _too_long(readable, prompter, recipe.text, good is found.train, memory)
+        long = _too_long(readable, prompter, recipe.text, good is found.train, memory) if prompter else {}
         bad += [BadRow(path, readable[i].line, reason) for i, reason in long.items()]
         good += [row for i, row in enumerate(readable) if i not in long]
         if len(good) < least and (not bad or recipe.data.bad_rows == "skip"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -15,6 +16,7 @@ from bitseam.errors import ClaimedError, ConfigError
 log = logging.getLogger(__name__)
 
 _LOCK = ".lock"
+_TRIES, _PAUSE = 10, 0.02  # seconds
 _held: set[int] = set()  # descriptors; a forked child has copies, which would keep the lock when we are gone
 
 
@@ -46,6 +48,16 @@ def claimed(out: Path, side: Literal["client", "server"], needed: bool = True) -
             os.close(handle)
 
 
+def require_unclaimed(folder: Path) -> None:
+    """Raise ClaimedError where another process has OUT/SIDE; leaves nothing there, and takes nothing for itself."""
+    with suppress(OSError):
+        handle = os.open(folder / _LOCK, os.O_RDONLY)
+        try:
+            _lock(handle, folder, fcntl.LOCK_SH)
+        finally:
+            os.close(handle)
+
+
 def _let_go() -> None:
     while _held:
         os.close(_held.pop())
@@ -54,9 +66,9 @@ def _let_go() -> None:
 os.register_at_fork(after_in_child=_let_go)
 
 
-def _lock(handle: int, folder: Path) -> None:
+def _lock(handle: int, folder: Path, kind: int = fcntl.LOCK_EX) -> None:
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _flock(handle, kind)
     except BlockingIOError as error:
         holder = os.pread(handle, 20, 0).decode(errors="replace").strip()
         raise ClaimedError(
@@ -66,6 +78,16 @@ def _lock(handle: int, folder: Path) -> None:
     except OSError as error:  # some network file systems have no locks
         log.warning("%s: cannot be locked (%s): see to it that no second process runs in it", folder, error.strerror)
         return
-    with suppress(OSError):  # it is there for people alone
-        os.ftruncate(handle, 0)
-        os.pwrite(handle, f"pid {os.getpid()}".encode(), 0)
+    if kind == fcntl.LOCK_EX:
+        with suppress(OSError):  # it is there for people alone
+            os.ftruncate(handle, 0)
+            os.pwrite(handle, f"pid {os.getpid()}".encode(), 0)
+
+
+def _flock(handle: int, kind: int) -> None:
+    """Raises BlockingIOError where the lock stays another's: `bitseam check` has it for a moment alone."""
+    for _ in range(_TRIES):
+        with suppress(BlockingIOError):
+            return fcntl.flock(handle, kind | fcntl.LOCK_NB)
+        time.sleep(_PAUSE)
+    return fcntl.flock(handle, kind | fcntl.LOCK_NB)

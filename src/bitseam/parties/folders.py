@@ -19,7 +19,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from bitseam.errors import ModelError
+from bitseam.errors import ConfigError, ModelError
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +43,17 @@ def whole_checkpoints(side: Path) -> list[Path]:
     if named and not whole:
         raise ModelError(f"{side}: no checkpoint there is whole; bring back what is missing, or remove what is left")
     return whole
+
+
+def writable(folder: Path) -> Path:
+    """The folder, made where it is not there. Raises ConfigError where nothing can be written in it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return folder
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ConfigError(f"{folder}: cannot be written: {reason}; name another folder, or make room there") from error
 
 
 @contextmanager

@@ -8,6 +8,7 @@ Shapes: B sequences, S padded length, M image tokens, V vocabulary.
 
 from __future__ import annotations
 
+import tempfile
 from copy import deepcopy
 from dataclasses import asdict, replace
 from functools import cached_property
@@ -16,6 +17,7 @@ from typing import Any
 
 import torch
 from PIL import Image
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import (
@@ -30,10 +32,12 @@ from transformers import (
 from transformers.modeling_outputs import CausalLMOutput
 
 from bitseam import config
+from bitseam.errors import ModelError
 from bitseam.halves.client import half_from_llava, half_from_tower
 from bitseam.halves.llava import LlavaTower, LlavaVision
 from bitseam.halves.server import ServerHalf
 from bitseam.parties.checkpoint import Locate, load_pair
+from bitseam.parties.folders import writable
 from bitseam.parties.models import ClientModel, ServerModel, Ways
 from bitseam.parties.prompts import Prompter
 from bitseam.parties.text import TextBatch
@@ -124,7 +128,12 @@ AutoModel.register(BitseamConfig, BitseamModel)
 
 
 def merge(client: Path, server: Path, out: Path, locate: Locate) -> None:
-    """Write the joined model to `out`. Raises ModelError where the halves are not of one run and step."""
+    """Write the joined model to `out`, all of it or nothing.
+
+    Raises ModelError where the halves are not of one run and step, and ConfigError where `out` cannot be written, which
+    is tried before anything is loaded.
+    """
+    writable(out)
     client_model, server_model, recipe, _ = load_pair(client, server, locate)
     language = server_model.language.model
     if recipe.server.tune == "lora":
@@ -142,9 +151,15 @@ def merge(client: Path, server: Path, out: Path, locate: Locate) -> None:
     with torch.device("meta"):
         whole = BitseamModel(BitseamConfig(recipe=asdict(recipe), **parts))
     whole.client, whole.server = client_model, server_model
-    whole.save_pretrained(out)
-    client_model.vision.processor.save_pretrained(out)
-    Prompter(recipe.text, locate).tokenizer.save_pretrained(out)
+    try:
+        with tempfile.TemporaryDirectory(prefix=".partial-", dir=out) as new:
+            whole.save_pretrained(new)
+            client_model.vision.processor.save_pretrained(new)
+            Prompter(recipe.text, locate).tokenizer.save_pretrained(new)
+            for path in Path(new).iterdir():
+                path.replace(out / path.name)
+    except (OSError, SafetensorError) as error:
+        raise ModelError(f"{out}: the merged model could not be written: {error}") from error
 
 
 def _untie(language: Any) -> None:

@@ -20,7 +20,7 @@ from prometheus_client.registry import Collector
 from bitseam.errors import TransportError
 from bitseam.parties.party import ServerParty, StepReport
 from bitseam.serve.sessions import Sessions
-from bitseam.transport import join_address, split_address
+from bitseam.transport import join_address, metrics_address
 
 _SECONDS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30)
 
@@ -81,8 +81,7 @@ def publish(metrics: Metrics, address: str) -> tuple[WSGIServer, str]:
     There is neither TLS nor a password: whoever reaches the address reads clients' names and how much they send.
     Raises TransportError for an address that cannot be used.
     """
-    host, port = split_address(address, "network.metrics")
-    host = "127.0.0.1" if host == "localhost" else host
+    host, port = metrics_address(address)
     try:
         server, _ = start_http_server(port, host, metrics.registry)
     except OSError as error:

@@ -8,7 +8,7 @@ from bitseam.transport.channel import Channel
 from bitseam.transport.flow import HELD_BYTES
 from bitseam.transport.grpc import Listener, connect
 from bitseam.transport.memory import memory_pair
-from bitseam.transport.reach import require_port
+from bitseam.transport.ports import metrics_address, require_loopback, require_port
 
 __all__ = [
     "HELD_BYTES",
@@ -21,6 +21,8 @@ __all__ = [
     "join_address",
     "make_certificates",
     "memory_pair",
+    "metrics_address",
+    "require_loopback",
     "require_port",
     "split_address",
 ]

@@ -38,13 +38,18 @@ _strict = ConfigDict(extra="forbid")  # a misspelt line must not let anyone in
 Count = Annotated[int, Field(ge=0)]
 
 
+def may_name(name: str) -> bool:
+    """Whether an entry of the list may call its client so."""
+    return 1 <= len(name) <= 64 and name.isprintable() and name == name.strip() and "/" not in name
+
+
 def _shown(name: str) -> str:
-    if not name.isprintable() or name != name.strip() or "/" in name:
-        raise ValueError("a name has no slash, no control characters, and no space at its ends")
+    if not may_name(name):
+        raise ValueError("a name has 1 to 64 characters, no slash, no control characters, and no space at its ends")
     return name
 
 
-Name = Annotated[str, Field(min_length=1, max_length=64), AfterValidator(_shown)]
+Name = Annotated[str, AfterValidator(_shown)]
 Fingerprint = Annotated[
     str,
     AfterValidator(lambda text: text.replace(":", "").lower()),

@@ -31,6 +31,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from bitseam.errors import TransportError
 from bitseam.transport.address import host_name
+from bitseam.transport.allow import may_name
 from bitseam.transport.certs import common_name, fingerprint, read_certificates, require_private
 
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")  # a subject's common name has 64 characters at most (RFC 5280, A.1)
@@ -89,6 +90,8 @@ def revoke(folder: str | Path, name: str) -> Path:
     A server that runs reads it anew. Raises TransportError where there is no such certificate of this authority.
     """
     folder = Path(folder)
+    if "/" in name or not name.isprintable():
+        raise TransportError(f"client {name!r}: give the name of its file in {folder}, without .pem")
     authority, key = _authority(folder)
     certificate = _load(folder / f"{name}.pem")
     if certificate.issuer != authority.subject or certificate == authority:
@@ -115,14 +118,18 @@ def revoke(folder: str | Path, name: str) -> Path:
 
 
 def allow_list(folder: str | Path) -> str:
-    """Every client of the authority in `folder`, with its certificate's fingerprint, as an allow-list's text."""
+    """Every client of the authority in `folder`, with its certificate's fingerprint, as an allow-list's text.
+
+    A client is called as its certificate says, or as its file where a list takes no such name.
+    """
     authority = _load(Path(folder) / "ca.pem")
     entries = []
     for path in sorted(Path(folder).glob("*.pem")):
         if path.stem not in _TAKEN and (certificate := _load(path)).issuer == authority.subject:
             shown = certificate.public_bytes(Encoding.DER)
-            name = json.dumps(common_name(shown)).replace("\x7f", "\\u007f")  # which is a string of TOML, too
-            entries.append(f'[[client]]\nname = {name}\nfingerprint = "{fingerprint(shown)}"\n')
+            name = common_name(shown)
+            quoted = json.dumps(name if may_name(name) else path.stem, ensure_ascii=False)  # a string of TOML, too
+            entries.append(f'[[client]]\nname = {quoted}\nfingerprint = "{fingerprint(shown)}"\n')
     return "\n".join(entries)
 
 

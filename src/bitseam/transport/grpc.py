@@ -26,7 +26,8 @@ from bitseam.transport.checksum import Checksum
 from bitseam.transport.core_log import log_failed_handshakes
 from bitseam.transport.flow import PIECE, Assembly, Outbox, Places
 from bitseam.transport.meter import Meter
-from bitseam.transport.reach import reach, require_port, require_tls
+from bitseam.transport.ports import require_port
+from bitseam.transport.reach import reach, require_tls
 
 log = logging.getLogger(__name__)
 

@@ -1,21 +1,20 @@
-"""Before gRPC is tried: whether an address is ours to listen at, and whether a server is there that we trust.
+"""Before gRPC is tried: whether a server is there, and whether both sides trust each other.
 
-gRPC tells little of why it cannot, so that each is found out with the system's sockets and Python's own TLS.
+gRPC tells little of why it cannot connect, so that this is found out with Python's own TLS.
 """
 
 from __future__ import annotations
 
-import errno
-import ipaddress
 import logging
 import socket
 import ssl
 
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_fixed
 
-from bitseam.errors import AddressInUseError, PeerGoneError, TransportError, UntrustedError
+from bitseam.errors import PeerGoneError, TransportError, UntrustedError
 from bitseam.transport.address import join_address
 from bitseam.transport.certs import Tls
+from bitseam.transport.ports import RISK, is_loopback, require_loopback
 
 log = logging.getLogger(__name__)
 
@@ -26,41 +25,14 @@ _READY = 10.0  # seconds for a connection
 
 
 def require_tls(host: str, tls: Tls | None, exposed: bool) -> None:
-    if tls is not None or host == "localhost":
-        return
-    try:
-        loopback = ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        loopback = False
-    risk = "without TLS, anyone on the way reads and changes what crosses, and anyone may speak"
-    if loopback:
+    """Raise TransportError for plaintext with another machine, unless it is `exposed` on purpose: that is a warning."""
+    if tls is not None:
         return
     if not exposed:
-        raise TransportError(
-            f"{host}: {risk}; set network.certificates (`bitseam certs` makes a development set). Plaintext is for "
-            "loopback alone, unless network.plaintext_that_anyone_can_read_and_change says otherwise"
-        )
-    log.warning("PLAINTEXT with %s: %s. network.plaintext_that_anyone_can_read_and_change has allowed it", host, risk)
-
-
-def require_port(host: str, port: int) -> None:
-    """Raise AddressInUseError unless every address of `host` is free: gRPC is content with one of them."""
-    try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    except OSError as error:
-        raise TransportError(f"{host}: cannot listen there: {error}") from error
-    for family, kind, protocol, _, address in found if port else []:
-        with socket.socket(family, kind, protocol) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as gRPC does: a server may come back at once
-            if family == socket.AF_INET6:
-                probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-            try:
-                probe.bind(address)
-            except OSError as error:
-                if error.errno == errno.EADDRINUSE:
-                    raise AddressInUseError(
-                        f"{join_address(host, port)}: the port is in use by another process; choose another"
-                    ) from error
+        require_loopback(host)
+    elif not is_loopback(host):
+        allowed = "network.plaintext_that_anyone_can_read_and_change has allowed it"
+        log.warning("PLAINTEXT with %s: %s. %s", host, RISK, allowed)
 
 
 def reach(host: str, port: int, tls: Tls | None) -> bytes | None:
