@@ -35,6 +35,9 @@ from bitseam.parties.prompts import Prompter
         ("हाँ।", "हाँ"),
         ("3.5.", "3.5"),
         ("1,000,", "1,000"),
+        ("(B).", "b"),
+        ("[yes]", "yes"),
+        ("\uff08はい\uff09", "はい"),
     ],
 )  # fmt: skip
 def test_answers_that_are_the_same(said: str, right: str) -> None:
@@ -45,7 +48,7 @@ def test_answers_that_are_the_same(said: str, right: str) -> None:
     ("said", "right"),
     [
         ("35", "3.5"), ("1", "-1"), ("5", ".5"), ("50", "50%"), ("5", '5"'), ("5", "5'"), ("1000", "1,000"),
-        ("cat", "a cat"), ("c", "C#"), ("yesno", "yes no"), (".", "!"), ("", "?"), ("cats", "cat's"),
+        ("cat", "a cat"), ("c", "C#"), ("yesno", "yes no"), (".", "!"), ("", "?"), ("cats", "cat's"), ("f(x)", "fx"),
     ],
 )  # fmt: skip
 def test_answers_that_are_not_the_same(said: str, right: str) -> None:

@@ -23,6 +23,7 @@ from bitseam.errors import DataError, printable
 
 _SHOWN = 20  # bad rows in one message
 _SHORT = 60  # characters of a value in a message
+_PACKED = (b"\x1f\x8b", b"PK\3\4", b"(\xb5/\xfd", b"BZh", b"\xfd7zXZ", b"PAR1")  # gzip, zip, zstd, bzip2, xz, Parquet
 _MARK = b"\xef\xbb\xbf"  # the byte order mark that some editors begin UTF-8 with
 
 
@@ -178,6 +179,8 @@ def _check_start(line: bytes) -> None:
     """Files that are not JSON Lines as a whole are told in one line, not once a line."""
     if line.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise _BadFileError("is UTF-16: save it as UTF-8")
+    if line.startswith(_PACKED):
+        raise _BadFileError("is compressed, or a table of another kind: unpack or export it as JSON Lines")
     if line.lstrip().startswith(b"[") and not _is_json(line):
         raise _BadFileError("is one JSON array: write one object a line, without commas between them")
 

@@ -101,8 +101,8 @@ def answer_room(prompter: Prompter, rows: Sequence[Question], text: config.Text)
 
 
 def normal(answer: str) -> str:
-    """An answer as it is compared: equal text of Unicode, without case, quotes around it, spaces beyond one, and
-    punctuation at its ends.
+    """An answer as it is compared: equal text of Unicode, without case, quotes or brackets around it, spaces beyond
+    one, and punctuation at its ends.
 
     Less than SQuAD's and VQA's scripts do: articles, and punctuation inside, stay, as do signs of numbers ("-1", "3.5",
     "50%"). What is punctuation alone stays as it is.
@@ -115,7 +115,7 @@ def normal(answer: str) -> str:
             text = text[:-1].rstrip()
         while text and _closes(text[0]) and not text[1:2].isdigit():
             text = text[1:].lstrip()
-        if len(text) > 1 and _quotes(text[0]) and _quotes(text[-1]):
+        if len(text) > 1 and _encloses(text[0], text[-1]):
             text = text[1:-1].strip()
         if text == before:
             return text or whole
@@ -124,6 +124,12 @@ def normal(answer: str) -> str:
 def _closes(character: str) -> bool:
     """Whether it is punctuation of sentences, in any script: Unicode calls that "other"."""
     return unicodedata.category(character) == "Po" and unicodedata.normalize("NFKC", character) not in _SIGNS
+
+
+def _encloses(first: str, last: str) -> bool:
+    """Whether they are quotes, or an opening and a closing bracket."""
+    categories = unicodedata.category(first), unicodedata.category(last)
+    return (_quotes(first) and _quotes(last)) or categories == ("Ps", "Pe")
 
 
 def _quotes(character: str) -> bool:
