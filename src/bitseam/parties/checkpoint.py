@@ -288,6 +288,6 @@ def _load_state(model: nn.Module, path: Path, due: set[str]) -> None:
     try:
         missing, unexpected = model.load_state_dict(load_file(path), strict=False)
     except (OSError, SafetensorError, RuntimeError) as error:
-        raise ModelError(f"{path}: {error}") from error
+        raise ModelError(f"{path}: {first_sentence(error)}") from error
     if unexpected or due & set(missing):
         raise ModelError(f"{path}: missing {sorted(due & set(missing))}, unexpected {sorted(unexpected)}")
