@@ -60,7 +60,8 @@ class Client:
 class Lora:
     """Low-rank adapters (Hu et al., arXiv 2106.09685), through peft.
 
-    targets: `all-linear`, every linear layer but the head, or names of layers, each of which must be there.
+    targets: `all-linear`, every linear layer but the head, with the experts of a mixture (without dropout);
+    or names of layers, each of which must be there.
     """
 
     rank: Count = 16

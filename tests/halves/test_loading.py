@@ -262,6 +262,25 @@ def _settings(folder: Path, file: str = "config.json", **changes: Any) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        ("adapter_model.safetensors", b"cut off", "adapter_model.safetensors cannot be loaded: it is cut off"),
+        ("adapter_model.safetensors", None, "the adapter cannot be loaded: No such file"),
+        ("adapter_config.json", b"{", "the adapter cannot be loaded"),
+        ("adapter_config.json", None, "the adapter cannot be loaded: Can't find 'adapter_config.json'"),
+    ],
+)
+def test_M11_a_broken_adapter(tiny: Tiny, tmp_path: Path, name: str, content: bytes | None, told: str) -> None:
+    recipe = make_recipe(tiny, server__tune="lora")
+    folder = save_server(build_server(recipe, str), recipe, Identity("ab", 1), tmp_path)
+    path = folder / "adapter" / name
+    path.unlink() if content is None else path.write_bytes(content)
+    with pytest.raises(ModelError, match=rf"step-000001.adapter: .*{told}") as caught:
+        load_server(folder, str)
+    assert "\n" not in str(caught.value)
+
+
 BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
     "a shard is missing": (lambda f: _sharded(f)[1].unlink(), "model-00002-of"),
     "a shard is cut off": (

@@ -29,6 +29,7 @@ from bitseam.errors import ConfigError, ModelError
 from bitseam.halves.client import load_client_half
 from bitseam.halves.loading import load_token_embedding
 from bitseam.halves.server import load_server_half
+from bitseam.halves.weights import first_sentence, require_readable
 from bitseam.parties.folders import name_of, whole_checkpoints, written
 from bitseam.parties.models import ClientModel, ServerModel
 from bitseam.parties.proof import prove
@@ -169,10 +170,7 @@ def load_server(
         frozen = replace(recipe.server, checkpoint=locate(recipe.server.checkpoint), tune="frozen")
         half = load_server_half(frozen)
         if recipe.server.tune == "lora":
-            from peft import PeftModel  # slow to import, and needed here alone
-
-            half.model = PeftModel.from_pretrained(half.model, folder / "adapter", is_trainable=True)
-            _require_adapter(half.model, folder / "adapter")
+            half.model = _with_adapter(half.model, folder / "adapter")
     model = ServerModel(half, recipe.seam)
     _load_state(model, folder / "model.safetensors", set(_own_state(model)))
     return model, recipe, identity
@@ -267,19 +265,29 @@ def shared_state(model: ClientModel) -> list[Tensor]:
     return [tensor for tensor in own.values() if tensor.is_floating_point()]
 
 
-def _require_adapter(model: nn.Module, folder: Path) -> None:
-    """Raise ModelError that names what an adapter's file lacks, which peft would draw anew."""
-    with safe_open(folder / "adapter_model.safetensors", "pt") as file:
-        kept = set(file.keys())
+def _with_adapter(language: nn.Module, folder: Path) -> nn.Module:
+    """Raises ModelError for an adapter that cannot be read, or that lacks what peft would draw anew."""
+    from peft import PeftModel  # slow to import, and needed here alone
+
+    try:
+        require_readable(str(folder))
+        with safe_open(folder / "adapter_model.safetensors", "pt") as file:
+            kept = set(file.keys())
+        model = PeftModel.from_pretrained(language, folder, is_trainable=True)
+    except ModelError as error:
+        raise ModelError(f"{folder}: {error}") from error
+    except Exception as error:  # whatever another's code raises on anyone's files
+        raise ModelError(f"{folder}: the adapter cannot be loaded: {first_sentence(error)}") from error
     due = {n.replace(".default", "") for n, parameter in model.named_parameters() if parameter.requires_grad}
     if missing := sorted(due - kept):
         raise ModelError(f"{folder}: {len(missing)} tensors of the adapter are missing ({missing[0]}, ...)")
+    return model
 
 
 def _load_state(model: nn.Module, path: Path, due: set[str]) -> None:
     try:
         missing, unexpected = model.load_state_dict(load_file(path), strict=False)
     except (OSError, SafetensorError, RuntimeError) as error:
-        raise ModelError(f"{path}: {error}") from error
+        raise ModelError(f"{path}: {first_sentence(error)}") from error
     if unexpected or due & set(missing):
         raise ModelError(f"{path}: missing {sorted(due & set(missing))}, unexpected {sorted(unexpected)}")
