@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 from conftest import Tiny
+from in_process import Command
 from test_two_processes import Work, ended, finals, wait_for
 from tiny_run import write_tiny_run
 
+pytest_plugins = ["in_process"]
 LIVE = ("--set", "data.cache_features=false")
 
 
@@ -25,12 +27,12 @@ def add(work: Work, **row: str) -> None:
     path.write_text(f"{path.read_text()}\n{json.dumps(whole)}")
 
 
-def test_D14_bad_rows_are_refused_before_the_first_step_or_left_out(work: Work) -> None:
+def test_D14_bad_rows_are_refused_before_the_first_step_or_left_out(work: Work, bitseam: Command) -> None:
     add(work, question="is this a cat ? " * 200)
     broken = work.folder / "broken.png"
     broken.write_bytes((work.folder / "0.png").read_bytes()[:2000])
     add(work, image="broken.png")
-    status, output = work.run("train", str(work.recipe), *LIVE)  # no server needed
+    status, output = bitseam("train", str(work.recipe), *LIVE)  # no server needed
     assert status == 1
     assert "2 rows cannot be used" in output
     assert "rows.jsonl:9: a row of" in output
@@ -50,12 +52,12 @@ def test_D14_bad_rows_are_refused_before_the_first_step_or_left_out(work: Work) 
         assert summary["tasks"]["cats"]["total"] == 8
         lines = (work.folder / "run/client/bad_rows.jsonl").read_text().splitlines()
         assert [json.loads(line)["line"] for line in lines] == [9, 10]
-        status, output = work.run("evaluate", str(work.recipe), *skip)
+        status, output = bitseam("evaluate", str(work.recipe), *skip)
         assert status == 0, output
         assert "2 rows are left out" in output
 
     broken.write_bytes((work.folder / "0.png").read_bytes())
-    status, output = work.run("train", str(work.recipe), *skip)
+    status, output = bitseam("train", str(work.recipe), *skip)
     assert status == 1
     assert "began with 8 training rows, and the 9 of now have other pictures or texts" in output
     assert "left out then, and usable now" in output

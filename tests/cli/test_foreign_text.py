@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import re
 import signal
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,13 +13,13 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
 from cryptography.x509.oid import NameOID
-from test_two_processes import Work, ended, flat
+from in_process import Command, flat, steady
+from test_two_processes import Work, ended
 from tiny_run import write_tiny_run
 
-from bitseam.cli.main import main
+pytest_plugins = ["in_process"]
 
 TASKS = ("[mri] left", "[/other]", "\x1b[2J\x1b]0;owned\x07\r\nline", "\u202egnp.exe | <b>")
-Command = Callable[..., tuple[int, str]]
 LONG = "yes no yes no red blue cat dog a cat yes no"
 CLIENT = "[/clinic] \x1b[31m"
 
@@ -61,27 +59,6 @@ def name_client(folder: Path, name: str) -> None:
     for extension in old.extensions:
         builder = builder.add_extension(extension.value, extension.critical)
     (folder / "client.pem").write_bytes(builder.sign(key, hashes.SHA256()).public_bytes(Encoding.PEM))
-
-
-@pytest.fixture
-def bitseam(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
-    """The command line, in this process: to load torch anew takes seconds. Exit status, and both outputs in a line."""
-
-    def run(*words: str) -> tuple[int, str]:
-        monkeypatch.setattr("sys.argv", ["bitseam", *words])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        captured = capsys.readouterr()
-        assert steady(captured.out + captured.err)
-        return int(ended.value.code or 0), flat(captured.out + captured.err)
-
-    return run
-
-
-def steady(output: str) -> bool:
-    """Whether a terminal would only show it; transformers' own progress goes back to the line's start."""
-    said = output.replace("\rLoading weights", "")
-    return not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e]", said)
 
 
 def test_D12_and_D6_text_that_is_not_ours_goes_all_the_way(work: Work, bitseam: Command) -> None:

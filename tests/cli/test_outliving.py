@@ -24,7 +24,8 @@ from tiny_run import write_tiny_run
 from bitseam.cli.client import run_training
 from bitseam.cli.main import locate
 from bitseam.config import load_recipe
-from bitseam.errors import ConfigError
+from bitseam.errors import ClaimedError
+from bitseam.serve import serve
 from bitseam.serve.status import read_status
 
 pytest_plugins = ["disks"]
@@ -72,12 +73,10 @@ def test_O1_O2_O13_O14_a_pair_outlives_a_full_disk_its_log_and_its_readers(
         disk.fill()
         full = server_step(f"http://{where}/metrics")
         wait_for(lambda: server_step(f"http://{where}/metrics") > full + 40, server, client)
-        second = start(tmp_path, "serve", recipe, *options, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-        status, output = ended(second)
-        assert status == 1
-        assert f"run/server: another process (pid {server.pid}) runs in this folder" in output
-        with pytest.raises(ConfigError, match=rf"run/client: another process \(pid {client.pid}\)"):
-            run_training(load_recipe(recipe, {"out": str(run)}), locate)
+        same = load_recipe(recipe, {"out": str(run)})
+        for second, side, first in ((serve, "server", server), (run_training, "client", client)):
+            with pytest.raises(ClaimedError, match=rf"run/{side}: another process \(pid {first.pid}\) runs in this"):
+                second(same, locate)
         disk.free()
         note.unlink()
         room = server_step(f"http://{where}/metrics")

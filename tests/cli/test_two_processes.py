@@ -17,11 +17,14 @@ from pathlib import Path
 
 import pytest
 from conftest import Tiny
+from in_process import Command, flat
 from tiny_run import write_tiny_run
 
 from bitseam.parties.checkpoint import read_config
 from bitseam.transport import make_certificates
 from bitseam.transport.authority import allow_list, revoke
+
+pytest_plugins = ["in_process"]
 
 
 @dataclass
@@ -56,17 +59,13 @@ def work(tiny: Tiny, tmp_path: Path) -> Work:
 
 
 def ended(process: subprocess.Popen[str], timeout: float = 60) -> tuple[int, str]:
-    """Exit status and output, in one line so that a wrapped console hides nothing."""
+    """Exit status and output, in one line."""
     try:
         output, _ = process.communicate(timeout=timeout)
     except subprocess.TimeoutExpired:
         process.kill()
         pytest.fail(f"{process.args} still runs after {timeout} s: {process.communicate()[0]}")
     return process.returncode, flat(output)
-
-
-def flat(output: str) -> str:
-    return " ".join(output.split())
 
 
 def wait_for(condition: Callable[[], object], *processes: subprocess.Popen[str], timeout: float = 60) -> None:
@@ -79,7 +78,7 @@ def wait_for(condition: Callable[[], object], *processes: subprocess.Popen[str],
         time.sleep(0.02)
 
 
-def test_train_ask_and_merge(work: Work) -> None:
+def test_train_ask_and_merge(work: Work, bitseam: Command) -> None:
     with work.server() as server:
         status, output = work.run("train", str(work.recipe))
         assert status == 0, output
@@ -98,10 +97,10 @@ def test_train_ask_and_merge(work: Work) -> None:
         assert len(losses) == 6
 
         image = str(work.folder / "0.png")
-        status, output = work.run("ask", image, "is this a cat ?", "--recipe", str(work.recipe))
+        status, output = bitseam("ask", image, "is this a cat ?", "--recipe", str(work.recipe))
         assert status == 0, output
         assert "bytes of codes" in output
-        status, output = work.run(
+        status, output = bitseam(
             "ask",
             image,
             "is this ?",
@@ -118,7 +117,7 @@ def test_train_ask_and_merge(work: Work) -> None:
         assert "disagree" in output or "refused" in output
 
     merged = work.folder / "merged"
-    status, output = work.run("merge", str(newest["client"]), str(newest["server"]), str(merged))
+    status, output = bitseam("merge", str(newest["client"]), str(newest["server"]), str(merged))
     assert status == 0, output
     assert (merged / "model.safetensors").exists()
 
@@ -126,14 +125,14 @@ def test_train_ask_and_merge(work: Work) -> None:
     allow.write_text(allow_list(work.folder / "certs") + "quota = { bytes = 1_000_000 }\n")
     words = ("--checkpoint", str(newest["server"]), "--set", f"network.allow_list={allow}")
     with work.server(*words) as server:
-        status, output = work.run("evaluate", str(work.recipe))
+        status, output = bitseam("evaluate", str(work.recipe))
         assert status == 0, output
         assert "cats" in output
         used = json.loads((work.folder / "run/server/quota.json").read_text())
         assert used["client"]["steps"] == 6
         assert used["client"]["bytes"] > framed
         revoke(work.folder / "certs", "client")
-        status, output = work.run("evaluate", str(work.recipe))
+        status, output = bitseam("evaluate", str(work.recipe))
         assert status == 1
         assert "the server does not let the client of our certificate speak" in output
         server.send_signal(signal.SIGTERM)
