@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -123,6 +123,14 @@ def test_identity_split_training_is_unsplit_training(tiny: Tiny, tmp_path: Path)
     assert unsplit.keys() == trained.keys()
     for name, weight in unsplit.items():
         torch.testing.assert_close(trained[name], weight, rtol=1e-5, atol=1e-7, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def test_the_server_is_not_told_what_an_error_of_the_clients_says(tiny: Tiny) -> None:
+    told: list[BaseException] = []
+    with suppress(DataError), pair(make_recipe(tiny)) as split:
+        told = split.failures
+        raise DataError("scans/patient-17.png: not a readable image")
+    assert [str(error) for error in told] == ["the client stopped: DataError"]
 
 
 @pytest.mark.parametrize(("fails_at", "told"), [(0, False), (2, True)])

@@ -79,7 +79,8 @@ class ClientSession:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        self._connection.close("" if error is None else f"{type(error).__name__}: {error}")
+        # The error's text may name pictures and questions, which are nobody's business there.
+        self._connection.close("" if error is None else type(error).__name__)
 
     def open(
         self,
