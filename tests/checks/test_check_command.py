@@ -108,3 +108,11 @@ def test_the_second_start_looks_at_no_image_again(tiny: Tiny, tmp_path: Path, mo
     monkeypatch.setattr("bitseam.data.inspection.open_image", opened.append)
     ready_client(load_recipe(recipe), locate, "train")
     assert opened == []
+
+
+def test_a_fault_of_the_certificates_is_told_once(tiny: Tiny, tmp_path: Path) -> None:
+    recipe = write_tiny_run(tmp_path, tiny)
+    spoil(tmp_path)
+    lines = [line for line in check(recipe, "--side", "client").output.splitlines() if "client.pem" in line]
+    assert len(lines) == 1
+    assert lines[0].split()[:2] == ["wrong", "certificates:"]

@@ -93,7 +93,7 @@ def _room(recipe: config.Recipe, prompter: Prompter | None, rows: Survey | None)
 
 def _space(recipe: config.Recipe, half: tuple[ClientModel, Identity] | None) -> str:
     assert half is not None
-    return room_for_checkpoints(recipe.folder, half[0])
+    return room_for_checkpoints(recipe.folder / "client", half[0])
 
 
 def _counts(found: Survey, prompter: Prompter | None) -> str:

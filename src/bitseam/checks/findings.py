@@ -59,6 +59,11 @@ class Checks:
         self.findings.append(finding)
         self._tell(finding)
 
+    def right(self, subject: str | None = None) -> bool:
+        """Whether nothing is wrong so far, or nothing with a subject."""
+        looked = [finding for finding in self.findings if subject in (None, finding.subject)]
+        return all(finding.verdict == "right" for finding in looked)
+
     def require(self) -> None:
         """Raise what is wrong: the error itself where it is one, CheckError with all of them where they are several."""
         if len(self._errors) == 1:

@@ -11,7 +11,7 @@ from torch import nn
 
 from bitseam.errors import ClaimedError, ConfigError
 from bitseam.parties.claim import require_unclaimed
-from bitseam.parties.folders import KEPT
+from bitseam.parties.folders import KEPT, whole_checkpoints
 
 _MOMENTS = 2  # of AdamW, each as large as the weights
 
@@ -23,8 +23,12 @@ def checkpoint_bytes(model: nn.Module) -> int:
 
 
 def room_for_checkpoints(folder: Path, model: nn.Module) -> str:
-    """A line on what checkpoints take and what is free. Raises ConfigError where the disk has no room for them."""
-    needed = (KEPT + 1) * checkpoint_bytes(model)  # those that are kept, and the one being written
+    """A line on what checkpoints are still to take and what is free. Raises ConfigError where there is too little room.
+
+    folder: of one side, which may hold some already.
+    """
+    there = min(len(whole_checkpoints(folder)), KEPT)
+    needed = (KEPT + 1 - there) * checkpoint_bytes(model)  # those that are kept, and the one being written
     free = shutil.disk_usage(_nearest(folder)).free
     sizes = f"checkpoints take up to {needed / 1e6:,.1f} MB in {folder}, and {free / 1e6:,.1f} MB are free"
     if free < needed:

@@ -53,7 +53,7 @@ def check_server(
     if party is None:
         return None
     if checkpoint is None:
-        checks.make("free space", lambda: room_for_checkpoints(recipe.folder, party.model), str)
+        checks.make("free space", lambda: room_for_checkpoints(folder, party.model), str)
     if tls is None or admission is None:
         return None
     return ServerSide(party, tls[0], admission[0])

@@ -30,11 +30,14 @@ def run_check(recipe: config.Recipe, locate: Locate, sides: tuple[Side, ...]) ->
         checks.make("folder", lambda side=side: require_folder(recipe.folder, side), str)  # type: ignore[misc]
         if side == "client":
             check_client(recipe, locate, checks)
-            checks.make("server", lambda: reach(recipe.network, own_certificates(recipe.network, "client")), str)
+            usable = checks.right("certificates") or None  # told once where they are not
+            checks.make(
+                "server", lambda: reach(recipe.network, own_certificates(recipe.network, "client")), str, [usable]
+            )
         else:
             checks.make("address", lambda: _address(recipe.network), str)
             check_server(recipe, locate, checks)
-        right = right and all(finding.verdict == "right" for finding in checks.findings)
+        right = right and checks.right()
     stdout.print(Text("nothing is wrong" if right else "see what is wrong above", "green" if right else "bold red"))
     return right
 
