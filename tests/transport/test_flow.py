@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing
+from pathlib import Path
 
 import grpc
 import pytest
@@ -83,6 +84,12 @@ def test_an_inbox_has_room_for_little(size: int, count: int) -> None:
         inbox.get(0)  # of what came after, nothing is kept
 
 
+def system_buffers() -> int:
+    """Bytes that Linux may let stand in a connection's two ends, by its own tuning: they are not ours to bound."""
+    settings = (Path("/proc/sys/net/ipv4") / name for name in ("tcp_rmem", "tcp_wmem"))
+    return sum(int(path.read_text().split()[-1]) for path in settings if path.exists()) or 4 * 2**20
+
+
 def test_a_flood_waits_in_the_client(net: Net, held: Held) -> None:
     size, asked = 2**16, itertools.count()
     stop = threading.Event()
@@ -99,7 +106,7 @@ def test_a_flood_waits_in_the_client(net: Net, held: Held) -> None:
         while before != now:  # until it stands still
             time.sleep(0.3)
             before, now = now, int(repr(asked)[6:-1])
-        assert now * size < 8 * 2**20
+        assert now * size < 4 * 2**20 + system_buffers()
         deadline = time.monotonic() + 10
         while int(repr(asked)[6:-1]) == now:  # goes on when some has been received
             assert time.monotonic() < deadline
