@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import sys
 from collections.abc import Generator
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -115,7 +116,7 @@ def make_recipe(tiny: Tiny, **changes: Any) -> config.Recipe:
         *path, last = key.split("__")
         for name in path:
             table = table.setdefault(name, {})
-        table[last] = value
+        table[last] = deepcopy(value)
     return config.parse_recipe(raw, "test")
 
 

@@ -17,14 +17,14 @@ from bitseam.runs.checkpoint import build_client, held
 from bitseam.sessions.client import ClientSession
 from bitseam.sessions.party import ServerParty
 from bitseam.sessions.server import ServerSession
-from bitseam.streams.seam import build_seam, terms
+from bitseam.sessions.terms import terms
 from bitseam.text.batch import TextBatch
 from bitseam.text.prompts import Prompter
 from bitseam.transport import Channel, memory_pair
 
-IDENTITY = {"seam__image_up__quantizer": "fp32", "seam__image_down__codec": "fp32"}
-ENTROPY = {"seam__image_up__coding": "entropy", "seam__image_up__groups": 4}
-RATE = {"quantizer": "rate-fsq", "coding": "entropy", "levels": 15, "clip": 7.0, "groups": 16}
+IDENTITY = {"streams__image": {"quantizer": "none", "codec": "fp32"}, "streams__image__gradient__id": "fp32"}
+ENTROPY = {"streams__image__codec": {"id": "entropy-uniform", "groups": 4}}
+RATE = {"quantizer": "rate-fsq", "codec": {"id": "entropy-uniform", "groups": 16}, "levels": 15, "clip": 7.0}
 QUESTIONS = ["is this a cat ?", "dog ?", "what is there ?", "this a dog ?"]
 ANSWERS = ["yes", "a red cat", "no", "blue"]
 
@@ -62,9 +62,9 @@ def pair(recipe: config.Recipe, **told: str) -> Iterator[Pair]:
         return left
 
     prompter = Prompter(recipe.text)
-    agreed = terms(recipe, prompter.vocabulary, prompter.fingerprint, None) | told
+    agreed = terms(recipe, model.senders(), prompter, None) | told
     try:
-        with ClientSession(model, build_seam(recipe.seam), dial, prompter.vocabulary, patience=30) as client:
+        with ClientSession(model, dial, prompter.vocabulary, patience=30) as client:
             client.open({k: v for k, v in agreed.items() if v}, True, partial(held, recipe, "client"))
             yield Pair(client, party, sessions, failures)
     finally:

@@ -33,7 +33,7 @@ def bench() -> ModuleType:
 @pytest.fixture(scope="module")
 def sample(bench: ModuleType, tiny: Tiny) -> Any:
     """Two messages of two images."""
-    recipe = make_recipe(tiny, seam__image_up__quantizer="fp16")
+    recipe = make_recipe(tiny, streams__image={"quantizer": "none", "codec": "fp16"})
     questions, answers, images = zip(*QUESTIONS, strict=True)
     text = Prompter(recipe.text).batch(questions, answers, images)
     torch.manual_seed(0)
@@ -156,7 +156,7 @@ def test_checkpoints_are_read(bench: ModuleType, tiny: Tiny, tmp_path: Path, mon
     write_rows(tmp_path / "rows.jsonl", rows)
     frozen = sys.modules["frozen"]
     for quantizer in ("fp16", "rd-fsq"):
-        recipe = make_recipe(tiny, seam__image_up__quantizer=quantizer, data__test=str(tmp_path / "rows.jsonl"))
+        recipe = make_recipe(tiny, streams__image__quantizer=quantizer, data__test=str(tmp_path / "rows.jsonl"))
         torch.manual_seed(0)
         folders = [
             save(build(recipe, str), recipe, Identity("run", 1), tmp_path / quantizer)

@@ -25,24 +25,24 @@ def test_there_are_recipes() -> None:
 @pytest.mark.parametrize(
     ("key", "value", "complaint"),
     [
-        ("seam.image_up.levls", 4, "seam.image_up.levls: unknown key"),
-        ("seam.image_up.levels", 1, "seam.image_up.levels: .*greater than or equal to 2.*got 1"),
-        ("seam.image_up.clip", 0.0, "seam.image_up.clip"),
-        ("seam.image_up.coding", "zip", "seam.image_up.coding"),
-        ("seam.image_up.groups", 5000, "seam.image_up.groups"),
-        ("seam.image_up.contexts", 17, "seam.image_up.contexts"),
-        ("seam.image_up", {"coding": "entropy", "contexts": 4}, "image_up: .*contexts must be an odd number"),
-        ("seam.image_up", {"coding": "entropy", "contexts": 5, "groups": 820}, "image_up: .*groups x contexts at most"),
-        ("seam.image_up.contexts", 3, "image_up: .*contexts are for coding = 'entropy'"),
-        ("seam.text_up", {"coding": "entropy", "contexts": 3}, "text_up.contexts: tokens of text"),
-        ("seam.image_up.steps", [1.0], "image_up: .*steps are for the quantizer step-fsq, not rd-fsq"),
-        ("seam.image_up", {"quantizer": "step-fsq", "steps": [-1.0]}, "seam.image_up.steps.0"),
-        ("seam.image_up", {"quantizer": "step-fsq", "steps": [1.0, 2.0]}, "image_up.steps: 2 steps for .* channels"),
-        ("seam.image_up.rates", [1.0, 2.0], "image_up: .*rates are for the quantizer rate-fsq, not rd-fsq"),
-        ("seam.image_up.rate", 1, "image_up: .*rate 1: there are 1 rates, from 0 on"),
-        ("seam.image_up", {"quantizer": "rate-fsq", "levels": 5}, "image_up: .*rate-fsq needs coding = 'entropy'"),
-        ("seam.image_up", {"quantizer": "rate-fsq", "coding": "entropy"}, "image_up: .*an odd number of levels"),
-        ("seam.image_down.block", "row", "seam.image_down.block"),
+        ("streams.image.levls", 4, "streams.image.levls: unknown key"),
+        ("streams.image.levels", 1, "streams.image.levels: .*greater than or equal to 2.*got 1"),
+        ("streams.image.clip", 0.0, "streams.image.clip"),
+        ("streams.image.coding", "zip", "streams.image.coding"),
+        ("streams.image.codec.groups", 5000, "streams.image.codec.groups"),
+        ("streams.image.codec.contexts", 17, "streams.image.codec.contexts"),
+        ("streams.image", {"coding": "entropy", "contexts": 4}, "image_up: .*contexts must be an odd number"),
+        ("streams.image", {"coding": "entropy", "contexts": 5, "groups": 820}, "image_up: .*groups x contexts at most"),
+        ("streams.image.codec.contexts", 3, "image_up: .*contexts are for coding = 'entropy'"),
+        ("streams.text", {"coding": "entropy", "contexts": 3}, "text_up.contexts: tokens of text"),
+        ("streams.image.steps", [1.0], "image_up: .*steps are for the quantizer step-fsq, not rd-fsq"),
+        ("streams.image", {"quantizer": "step-fsq", "steps": [-1.0]}, "streams.image.steps.0"),
+        ("streams.image", {"quantizer": "step-fsq", "steps": [1.0, 2.0]}, "image_up.steps: 2 steps for .* channels"),
+        ("streams.image.rates", [1.0, 2.0], "image_up: .*rates are for the quantizer rate-fsq, not rd-fsq"),
+        ("streams.image.rate", 1, "image_up: .*rate 1: there are 1 rates, from 0 on"),
+        ("streams.image", {"quantizer": "rate-fsq", "levels": 5}, "image_up: .*rate-fsq needs coding = 'entropy'"),
+        ("streams.image", {"quantizer": "rate-fsq", "coding": "entropy"}, "image_up: .*an odd number of levels"),
+        ("streams.image.gradient.block", "row", "streams.image.gradient.block"),
         ("seam.text", "pictures", "seam.text"),
         ("server.tune", "some", "server.tune"),
         ("train.steps", 0, "train.steps"),
@@ -75,22 +75,24 @@ def test_canonical_is_equal_for_equal_recipes() -> None:
 
 def test_steps_survive_a_checkpoints_json() -> None:
     up = {"quantizer": "step-fsq", "channels": 3, "levels": 7, "steps": [0.0, 0.5, 1.25]}
-    recipe = load_recipe(RECIPES[0], {"seam.image_up": up})
-    assert recipe.seam.image_up.steps == (0.0, 0.5, 1.25)
+    recipe = load_recipe(RECIPES[0], {"streams.image": up})
+    assert recipe.streams.image.steps == (0.0, 0.5, 1.25)
     assert parse_recipe(json.loads(canonical(recipe)), "copy") == recipe
 
 
 def test_a_plan_is_laid_over_the_recipe_key_by_key(tmp_path: Path) -> None:
     plan = tmp_path / "plan.toml"
-    plan.write_text('seed = 5\n[seam.image_up]\nquantizer = "step-fsq"\nlevels = 9\n[seam.text_down]\nlevels = 7\n')
+    plan.write_text(
+        'seed = 5\n[streams.image]\nquantizer = "step-fsq"\nlevels = 9\n[streams.text.gradient]\nlevels = 7\n'
+    )
     plain, planned = load_recipe(RECIPES[0]), load_recipe(RECIPES[0], {"seed": 6}, plan)
     assert planned.seed == 6  # what is said by hand outweighs the plan
-    assert (planned.seam.image_up.quantizer, planned.seam.image_up.levels) == ("step-fsq", 9)
-    assert planned.seam.image_up.clip == plain.seam.image_up.clip
-    assert planned.seam.text_down.levels == 7
+    assert (planned.streams.image.quantizer, planned.streams.image.levels) == ("step-fsq", 9)
+    assert planned.streams.image.clip == plain.streams.image.clip
+    assert planned.streams.text.gradient.levels == 7
     assert planned.train == plain.train
-    plan.write_text("[seam.image_up]\nlevls = 9\n")
-    with pytest.raises(ConfigError, match=r"plan\.toml: seam.image_up.levls: unknown key"):
+    plan.write_text("[streams.image]\nlevls = 9\n")
+    with pytest.raises(ConfigError, match=r"plan\.toml: streams.image.levls: unknown key"):
         load_recipe(RECIPES[0], plan=plan)
 
 

@@ -66,7 +66,7 @@ def test_keys_in_the_guide_are_keys_of_recipes() -> None:
 
 def test_the_guides_fewest_bytes_are_those_that_were_measured() -> None:
     page = (ROOT / "docs" / "guide.md").read_text()
-    told = tomllib.loads(re.findall(r"```toml\n(\[seam.image_up\].*?)```", page, re.DOTALL)[0])
+    told = tomllib.loads(re.findall(r"```toml\n(\[streams.image\].*?)```", page, re.DOTALL)[0])
     measured: dict[str, Any] = {"seam": {"image_up": {}, "image_down": {"codec": "entropy-stochastic"}}}
     for setting in load_benchmark("traffic").POINTS["learned rate, coarse gradients"]:
         key, _, value = setting.partition("=")

@@ -115,7 +115,7 @@ def test_bytes_in_the_metrics_are_those_of_the_clients_ledger(work: Work) -> Non
 def test_a_refusal_is_counted_and_a_port_in_use_is_named(work: Work) -> None:  # noqa: F811
     note = work.folder / "run" / "server" / "metrics.json"
     with work.server():
-        assert work.run("train", str(work.recipe), "--set", "seam.image_up.levels=8")[0] == 1
+        assert work.run("train", str(work.recipe), "--set", "streams.image.levels=8")[0] == 1
         address = json.loads(note.read_text())["metrics"]
         with urllib.request.urlopen(address) as answer:
             assert 'bitseam_refusals_total{fault="terms_differ"} 1.0' in answer.read().decode()

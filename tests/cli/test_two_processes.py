@@ -216,7 +216,7 @@ def test_a_folder_of_another_recipe_or_of_another_run_is_refused(work: Work) -> 
 
 
 def test_codecs_that_differ_are_named_on_both_sides(work: Work) -> None:
-    with work.server("--set", "seam.image_up.levels=8") as server:
+    with work.server("--set", "streams.image.levels=8") as server:
         status, output = work.run("train", str(work.recipe))
         assert status == 1
         assert "codec.image.up" in output

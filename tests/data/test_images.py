@@ -116,7 +116,7 @@ def test_D3_in_every_way_in(tiny: Tiny, tmp_path: Path) -> None:
     assert torch.equal(*StoredFeatures(half, contents, tmp_path / "kept").of(images))
 
     client, server = build_client(recipe, str), build_server(recipe, str)
-    client.image_quantizer.calibrate(torch.randn(9, 32))
+    client.streams["image"].quantizer.calibrate(torch.randn(9, 32))
     folders = [
         save(part, recipe, Identity("ab", 3), tmp_path / name)
         for save, part, name in ((save_client, client, "client"), (save_server, server, "server"))

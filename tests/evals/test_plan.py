@@ -46,7 +46,7 @@ rate = 1e-2
 [seam]
 width = 32
 text = "{text}"
-[seam.image_up]
+[streams.image]
 quantizer = "{quantizer}"
 [text]
 tokenizer = "{tiny.tokenizer}"
@@ -122,7 +122,7 @@ def test_what_the_plan_promises_training_sends(trained: Trained) -> None:
     assert report["predicted_bits"] == pytest.approx(1.5, rel=near)
     assert report["measured_bits"] == pytest.approx(report["predicted_bits"], rel=0.1)
     recipe = load_recipe(trained.recipe, {"out": f"{trained.folder}/again"}, trained.folder / "plan" / "plan.toml")
-    assert recipe.seam.image_up.quantizer == "step-fsq"
+    assert recipe.streams.image.quantizer == "step-fsq"
     split = trained.train(recipe)
     ledger = split.client.ledger
     for name in modalities:
@@ -218,7 +218,7 @@ def test_out_of_reach_and_contradictions_are_named(trained: Trained) -> None:
 @pytest.mark.parametrize("quantizer", ["rd-fsq-tensor", "tanh-fsq", "rate-fsq"])
 def test_levels_that_are_no_scaled_features_cannot_be_planned(tiny: Tiny, quantizer: str) -> None:
     up = {"quantizer": quantizer, "levels": 5, "coding": "entropy"}
-    recipe = make_recipe(tiny, seam__image_up=up)
+    recipe = make_recipe(tiny, streams__image=up)
     with pytest.raises(ModelError, match="image: a plan needs a pair trained with rd-fsq"):
         FrozenPair(build_client(recipe, str), build_server(recipe, str))
 

@@ -26,9 +26,9 @@ OPTIONS = tuple(
         "server.tune=lora",
         "server.lora.rank=4",
         "server.lora.dropout=0.2",
-        "seam.image_up.coding=entropy",
-        "seam.image_up.groups=4",
-        "seam.image_down.codec=entropy-stochastic",
+        "streams.image.codec.id=entropy-uniform",
+        "streams.image.codec.groups=4",
+        "streams.image.gradient.id=entropy-stochastic",
     )
     for word in ("--set", setting)
 )

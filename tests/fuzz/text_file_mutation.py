@@ -129,7 +129,7 @@ def mutate_toml(raw: bytes, rng: Random, variant: int = 0) -> bytes:
 
 
 _TOML_KEYS = (
-    *b"a seam seam.image_up client.rate name".split(),
+    *b"a seam streams.image client.rate name".split(),
     b'""',
     b'"\\u0000\\nb"',
     b"a" + b".a" * 3000,

@@ -32,7 +32,7 @@ from bitseam.sessions.client import ClientSession
 from bitseam.sessions.limits import held_bytes
 from bitseam.sessions.party import ServerParty
 from bitseam.sessions.server import ServerSession
-from bitseam.streams.seam import build_seam, terms
+from bitseam.sessions.terms import terms
 from bitseam.text.batch import TextBatch
 from bitseam.text.prompts import Prompter
 from bitseam.transport import Channel, Tls, connect, make_certificates, memory_pair

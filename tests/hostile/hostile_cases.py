@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from arena import Arena, Raw
 
-from bitseam.sessions.peer import encode
+from bitseam.streams.coded import encode
 from bitseam.text.batch import TextBatch
 from bitseam.text.symbols import DICTIONARY, _symbol_type, deflate, text_message
 from bitseam.transport.flow import PIECE

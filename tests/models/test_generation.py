@@ -48,7 +48,9 @@ def checkpoint(tiny: Tiny, folder: Path, generation: Any = None, **changed: Any)
 
 
 def answers(tiny: Tiny, folder: str, ways: Ways, end: int = 2, streamer: Any = None, **changes: Any) -> torch.Tensor:
-    recipe = make_recipe(tiny, server__checkpoint=folder, seam__image_up__quantizer="fp32", **changes)
+    recipe = make_recipe(
+        tiny, server__checkpoint=folder, streams__image={"quantizer": "none", "codec": "fp32"}, **changes
+    )
     model = build_server(recipe, str).eval()
     model.ways = ways
     return ask(model, recipe, end, streamer)
@@ -155,7 +157,7 @@ def test_M8_a_merged_model_answers_as_the_split_did(tiny: Tiny, tmp_path: Path, 
     folder = checkpoint(tiny, tmp_path / "set", {"eos_token_id": [13, int(plain[0, 2])], "repetition_penalty": 5.0})
     recipe = make_recipe(tiny, server__checkpoint=folder, server__tune=tune, client__rate=0.0)
     client, server = build_client(recipe, str), build_server(recipe, str)
-    client.image_quantizer.calibrate(torch.randn(9, WIDTH))
+    client.streams["image"].quantizer.calibrate(torch.randn(9, WIDTH))
     with torch.no_grad():
         for parameter in server.parameters():
             if parameter.requires_grad:
@@ -181,7 +183,7 @@ def test_M8_adapters_on_a_tied_embedding_or_head_merge(tiny: Tiny, tmp_path: Pat
     recipe = make_recipe(tiny, server__tune="lora", server__lora__targets=targets)
     client, server = build_client(recipe, str), build_server(recipe, str)
     assert server.language.base.config.tie_word_embeddings
-    client.image_quantizer.calibrate(torch.randn(9, WIDTH))
+    client.streams["image"].quantizer.calibrate(torch.randn(9, WIDTH))
     with torch.no_grad():
         for parameter in server.parameters():
             if parameter.requires_grad:

@@ -46,7 +46,9 @@ def texts(draw: st.DrawFn) -> TextBatch:
 
 
 def model_of(tiny: Tiny) -> ServerModel:
-    recipe = make_recipe(tiny, seam__image_up__quantizer="fp32", seam__image_down__codec="fp32")
+    recipe = make_recipe(
+        tiny, streams__image={"quantizer": "none", "codec": "fp32"}, streams__image__gradient__id="fp32"
+    )
     return ServerModel(load_language_half(recipe.server), recipe.seam).eval()
 
 

@@ -221,8 +221,8 @@ def test_M6_prompts_as_codes_train_as_prompts_as_ids(tiny: Tiny, tmp_path: Path)
         tiny,
         server__checkpoint=folder,
         seam__text="codes",
-        seam__text_up=exact,
-        seam__image_up=exact,
+        streams__text=exact,
+        streams__image=exact,
     )
     client, server = build_client(recipe, str), build_server(recipe, str)
     text = Prompter(recipe.text).batch(["is this a cat ?", "dog ?"], ["yes", "no"])

@@ -15,7 +15,7 @@ from bitseam.models.server import Ways
 from bitseam.runs.checkpoint import build_server
 from bitseam.sessions.party import ServerParty
 
-IDENTITY = {"seam__image_up__quantizer": "fp32", "seam__image_down__codec": "fp32"}
+IDENTITY = {"streams__image": {"quantizer": "none", "codec": "fp32"}, "streams__image__gradient__id": "fp32"}
 # Of each model of the campaign (`make equality` tries all): whether its questions share rows.
 VERDICTS = {
     "M1": {"gemma 2": "equal", "granite": "equal", "cohere": "equal"},

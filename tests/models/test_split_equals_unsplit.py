@@ -12,7 +12,7 @@ from bitseam.runs.checkpoint import build_client, build_server
 from bitseam.text.batch import TextBatch
 from bitseam.text.prompts import Prompter
 
-IDENTITY = {"seam__image_up__quantizer": "fp32", "seam__image_down__codec": "fp32"}
+IDENTITY = {"streams__image": {"quantizer": "none", "codec": "fp32"}, "streams__image__gradient__id": "fp32"}
 IMAGE = WORDS.index("<image>")
 
 

@@ -33,8 +33,8 @@ KINDS = [
     {"client__tune_vision": True},
     {"server__tune": "lora"},
     {"server__tune": "frozen"},
-    {"seam__text": "codes", "seam__text_up__clip": 3.0},
-    {"seam__image_up__coding": "entropy", "seam__image_up__contexts": 3},
+    {"streams__text__clip": 3.0},
+    {"streams__image__codec__id": "entropy-uniform", "streams__image__codec__contexts": 3},
     {"llava": True},
 ]
 
@@ -51,9 +51,9 @@ def saved(tiny: Tiny, out: Path, kind: dict) -> tuple[Path, Path]:
         for parameter in [*client.parameters(), *server.parameters()]:
             if parameter.requires_grad:
                 parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.05)
-    client.image_quantizer.calibrate(torch.randn(9, 32, generator=generator))
-    if client.text_quantizer is not None:
-        client.text_quantizer.calibrate(torch.randn(9, 32, generator=generator))
+    client.streams["image"].quantizer.calibrate(torch.randn(9, 32, generator=generator))
+    if client.streams["text"].quantizer is not None:
+        client.streams["text"].quantizer.calibrate(torch.randn(9, 32, generator=generator))
     return save_client(client, recipe, Identity("ab", 3), out), save_server(server, recipe, Identity("ab", 3), out)
 
 
@@ -86,15 +86,20 @@ def test_one_model_serves_several_rates(tiny: Tiny, tmp_path: Path) -> None:
     features = torch.randn(3, 4, 32, generator=torch.Generator().manual_seed(5))
     error = []
     for levels in (2, 4, 32):
-        seam = make_recipe(tiny, seam__image_up__levels=levels, seam__image_up__clip=levels / 8 + 1).seam
+        seam = make_recipe(tiny, streams__image__levels=levels, streams__image__clip=levels / 8 + 1).seam
         client, server = (
             load(folder, str, seam)[0] for load, folder in zip((load_client, load_server), folders, strict=True)
         )
         crossed = client.eval().image_quantizer(features).levels
         assert 2 <= len(crossed.unique()) <= levels
-        exact = client.image_quantizer.normalise(client.image_quantizer.project(features))
+        exact = client.streams["image"].quantizer.normalise(client.streams["image"].quantizer.project(features))
         error.append(
-            float((server.image_projection(crossed) - server.image_projection(exact)).detach().square().mean())
+            float(
+                (server.streams["image"].projection(crossed) - server.streams["image"].projection(exact))
+                .detach()
+                .square()
+                .mean()
+            )
         )
     assert error[0] > 2 * error[1] > 8 * error[2]
 
@@ -102,7 +107,7 @@ def test_one_model_serves_several_rates(tiny: Tiny, tmp_path: Path) -> None:
 def test_weights_that_do_not_fit_a_seam_are_named(tiny: Tiny, tmp_path: Path) -> None:
     folder, _ = saved(tiny, tmp_path, {})
     with pytest.raises(ModelError, match=rf"{folder}(.|\n)*size mismatch"):
-        load_client(folder, str, make_recipe(tiny, seam__image_up__channels=20).seam)
+        load_client(folder, str, make_recipe(tiny, streams__image__channels=20).seam)
 
 
 def test_halves_of_different_runs_do_not_merge(tiny: Tiny, tmp_path: Path) -> None:
@@ -116,7 +121,7 @@ def test_halves_of_different_runs_do_not_merge(tiny: Tiny, tmp_path: Path) -> No
 def test_only_the_newest_two_stay(tiny: Tiny, tmp_path: Path) -> None:
     recipe = make_recipe(tiny)
     model = build_client(recipe, str)
-    model.image_quantizer.calibrate(torch.randn(9, 32))
+    model.streams["image"].quantizer.calibrate(torch.randn(9, 32))
     for step in (1, 2, 3, 2000000):
         save_client(model, recipe, Identity("ab", step), tmp_path)
     assert [path.name for path in sorted((tmp_path / "client").iterdir())] == ["step-000003", "step-2000000"]

@@ -17,7 +17,7 @@ from bitseam.runs.optimise import Stepper
 from bitseam.sessions.client import ClientSession
 from bitseam.sessions.party import ServerParty
 from bitseam.sessions.server import ServerSession
-from bitseam.streams.seam import build_seam, terms
+from bitseam.sessions.terms import terms
 from bitseam.streams.tables import use_rate
 from bitseam.text.prompts import Prompter
 from bitseam.train import train
@@ -28,7 +28,7 @@ from bitseam.wire import messages_pb2 as pb
 @pytest.mark.parametrize("contexts", [1, 3])
 def test_predicted_bytes_are_those_on_the_wire(tiny: Tiny, contexts: int) -> None:
     up = RATE | {"contexts": contexts, "projection": "fixed", "rates": (1, 2.5), "distortion_weight": 0.05}
-    recipe = make_recipe(tiny, seam__image_up=up, client__rate=1e-2, train__batch=96)
+    recipe = make_recipe(tiny, streams__image=up, client__rate=1e-2, train__batch=96)
     with pair(recipe) as split:
         count, model = 96, split.client.model
         pixels = torch.randn(count, 3, 56, 56, generator=torch.Generator().manual_seed(0))
@@ -40,7 +40,9 @@ def test_predicted_bytes_are_those_on_the_wire(tiny: Tiny, contexts: int) -> Non
             parts.append(part)
             stepper.step(part.answer_tokens)
             assert split.party.seam.image.rates == split.client._seam.image.rates
-            assert torch.equal(model.image_quantizer.rotation(), split.party.model.image_projection.rotation)
+            assert torch.equal(
+                model.streams["image"].quantizer.rotation(), split.party.model.streams["image"].projection.rotation
+            )
         assert sum(part.coded_bytes for part in parts) == split.client.ledger.coded_bytes("Forward", "image")
         for part in parts:
             assert part.predicted_bytes == pytest.approx(part.coded_bytes, rel=0.02)
@@ -51,11 +53,11 @@ def test_predicted_bytes_are_those_on_the_wire(tiny: Tiny, contexts: int) -> Non
 
 @pytest.mark.parametrize("contexts", [1, 5])
 def test_levels_of_each_rate_cross_unchanged(tiny: Tiny, contexts: int) -> None:
-    recipe = make_recipe(tiny, seam__image_up=RATE | {"rates": (1, 0.5, 4), "contexts": contexts})
+    recipe = make_recipe(tiny, streams__image=RATE | {"rates": (1, 0.5, 4), "contexts": contexts})
     model, seam = build_client(recipe, str).eval(), build_seam(recipe.seam)
     features = torch.randn(8, 4, model.vision.tower.width, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        model.image_quantizer.calibrate(model.vision(features))
+        model.streams["image"].quantizer.calibrate(model.vision(features))
         for rate, codec in enumerate(seam.image.rates):
             use_rate(model, seam, "image", rate)
             levels = model.image(features).levels
@@ -64,21 +66,21 @@ def test_levels_of_each_rate_cross_unchanged(tiny: Tiny, contexts: int) -> None:
 
 def test_one_model_answers_at_each_of_its_rates(tiny: Tiny, tmp_path: Path) -> None:
     up = RATE | {"rates": (1, 4)}
-    recipe = make_recipe(tiny, seam__image_up=up, train__steps=6, train__checkpoint_every=6, out=str(tmp_path))
+    recipe = make_recipe(tiny, streams__image=up, train__steps=6, train__checkpoint_every=6, out=str(tmp_path))
     with pair(recipe) as split:
         saved = train(split.client, recipe, batches(recipe, split.client))
         features, _ = batches(recipe, split.client)(0)
     sizes = []
     for rate in (0, 1):
-        asked = replace(recipe, seam=replace(recipe.seam, image_up=replace(recipe.seam.image_up, rate=rate)))
+        asked = replace(recipe, seam=replace(recipe.seam, image_up=replace(recipe.streams.image, rate=rate)))
         model, _, identity = load_client(saved, str, asked.seam)
         party = ServerParty(recipe, str, newest(tmp_path, "server"))  # the server need not be told beforehand
         ours, theirs = memory_pair()
         server = threading.Thread(target=ServerSession(party, theirs).run)
         server.start()
         prompter = Prompter(recipe.text)
-        with ClientSession(model, build_seam(asked.seam), lambda ours=ours: ours, prompter.vocabulary) as client:
-            client.open(terms(asked, prompter.vocabulary, prompter.fingerprint, str(identity)), False)
+        with ClientSession(model, lambda ours=ours: ours, prompter.vocabulary) as client:
+            client.open(terms(asked, model.senders(), prompter, str(identity)), False)
             question = prompter.batch(QUESTIONS[:2])
             assert list(client.ask(features, question, 3))
             sizes.append(client.ledger.coded_bytes("Ask", "image"))
@@ -95,7 +97,7 @@ def test_one_model_answers_at_each_of_its_rates(tiny: Tiny, tmp_path: Path) -> N
     ],
 )
 def test_rates_and_rotations_are_checked(tiny: Tiny, statistics: pb.Statistics, complaint: str) -> None:
-    recipe = make_recipe(tiny, seam__image_up=RATE | {"rates": (1, 2)})
+    recipe = make_recipe(tiny, streams__image=RATE | {"rates": (1, 2)})
     with pytest.raises(RefusedError, match=complaint), pair(recipe) as split:
         split.client._connection.exchange(pb.Calibrate(image=statistics), pb.Ack)
 

@@ -11,7 +11,7 @@ from conftest import Tiny, make_recipe
 from bitseam.errors import LimitError
 from bitseam.sessions.averaging import Averaging
 from bitseam.sessions.limits import QUESTIONS, held_bytes, require_rows, session_limits
-from bitseam.sessions.peer import encode, printable
+from bitseam.streams.coded import encode, printable
 from bitseam.sessions.seat import Seat
 from bitseam.streams.seam import build_seam, channels
 from bitseam.text.batch import TextBatch
@@ -23,9 +23,9 @@ from bitseam.wire import messages_pb2 as pb
 VOCABULARY = 70_000
 SEAMS: list[dict[str, Any]] = [
     {},
-    {"seam__image_up__quantizer": "fp32"},
-    {"seam__image_up__coding": "entropy", "seam__image_down__codec": "entropy-stochastic"},
-    {"seam__text": "codes", "seam__text_up__quantizer": "fp16", "seam__text_up__channels": 20},
+    {"streams__image": {"quantizer": "none", "codec": "fp32"}},
+    {"streams__image__codec__id": "entropy-uniform", "streams__image__gradient__id": "entropy-stochastic"},
+    {"streams__text": {"quantizer": "none", "codec": "fp16"}, "streams__text__channels": 20},
     {"train__batch": 100, "text__max_tokens": 8, "seam__max_tokens": 3},
 ]
 

@@ -21,7 +21,7 @@ from bitseam.sessions.client import ClientSession
 from bitseam.sessions.party import ServerParty
 from bitseam.sessions.seat import Seat
 from bitseam.sessions.server import ServerSession
-from bitseam.streams.seam import build_seam, terms
+from bitseam.sessions.terms import terms
 from bitseam.text.prompts import Prompter
 from bitseam.train import train
 from bitseam.transport import Channel, memory_pair
@@ -59,8 +59,8 @@ class Team:
         recipe = self.recipe_of(name)
         torch.manual_seed(seed)
         model, prompter = build_client(recipe, str), Prompter(recipe.text)
-        session = ClientSession(model, build_seam(recipe.seam), partial(self.dial, name), prompter.vocabulary)
-        agreed = terms(recipe, prompter.vocabulary, prompter.fingerprint, None)
+        session = ClientSession(model, partial(self.dial, name), prompter.vocabulary)
+        agreed = terms(recipe, model.senders(), prompter, None)
         session.open(agreed, True, partial(held, recipe, "client"))
         return session
 
@@ -133,7 +133,7 @@ def test_a_step_of_one_client_holds_no_gradient_of_another(tiny: Tiny, tmp_path:
 
 
 def test_each_client_is_read_with_its_own_statistics_and_dictionary(tiny: Tiny, tmp_path: Path) -> None:
-    two = team(tiny, tmp_path, 2, seam__image_up__coding="entropy", seam__image_up__levels=8)
+    two = team(tiny, tmp_path, 2, streams__image__codec__id="entropy-uniform", streams__image__levels=8)
     answers: list[list[list[int]]] = []
     for company in (False, True):
         sessions = {"a": two.session("a")} | ({"b": two.session("b")} if company else {})

@@ -35,7 +35,7 @@ from bitseam.sessions.connection import Connection
 from bitseam.sessions.ledger import Ledger
 from bitseam.sessions.party import ServerParty
 from bitseam.sessions.server import ServerSession
-from bitseam.streams.seam import build_seam, terms
+from bitseam.sessions.terms import terms
 from bitseam.text.prompts import Prompter
 from bitseam.train import train
 from bitseam.transport import Channel, memory_pair
@@ -115,9 +115,9 @@ class Server:
         recipe = recipe or self.recipe
         torch.manual_seed(recipe.seed)
         model, prompter = build_client(recipe, str), Prompter(recipe.text)
-        agreed = terms(recipe, prompter.vocabulary, prompter.fingerprint, None if training else "fresh")
+        agreed = terms(recipe, model.senders(), prompter, None if training else "fresh")
         try:
-            with ClientSession(model, build_seam(recipe.seam), self.dial, prompter.vocabulary, patience=20) as session:
+            with ClientSession(model, self.dial, prompter.vocabulary, patience=20) as session:
                 session.open(agreed, training, partial(held, recipe, "client"))
                 yield session
         finally:
@@ -134,7 +134,11 @@ def trained(server: Server) -> dict[str, Tensor]:
 
 def recipe_in(tiny: Tiny, out: Path, **changes: object) -> config.Recipe:
     """What remembers most: statistics, directions and tables that follow the features, at two rates."""
-    common = {"train__accumulate": 2, "train__calibrate": 2, "seam__image_up": RATE | {"rates": (1, 2), "contexts": 3}}
+    common = {
+        "train__accumulate": 2,
+        "train__calibrate": 2,
+        "streams__image": RATE | {"rates": (1, 2), "codec": {"id": "entropy-uniform", "contexts": 3}},
+    }
     return make_recipe(tiny, **common, **changes, out=str(out))
 
 

@@ -18,7 +18,6 @@ from bitseam.runs.checkpoint import build_client, build_server, load_client, new
 from bitseam.runs.optimise import Stepper
 from bitseam.sessions.client import ClientSession
 from bitseam.sessions.party import ServerParty
-from bitseam.streams.seam import build_seam
 from bitseam.text.batch import TextBatch
 from bitseam.text.prompts import Prompter
 from bitseam.text.symbols import dictionary_of, kept_dictionary, text_message
@@ -40,7 +39,7 @@ def test_identity_split_training_is_unsplit_training(tiny: Tiny, tmp_path: Path)
         Stepper(client, recipe.client.rate, recipe.train),
         Stepper(server, recipe.server.rate, recipe.train),
     ]
-    fresh = ClientSession(client, build_seam(recipe.seam), lambda: memory_pair()[0], 17)
+    fresh = ClientSession(client, lambda: memory_pair()[0], 17)
     draw = batches(recipe, fresh)
     client.vision.calibrate(torch.cat([draw(i)[0] for i in range(recipe.train.calibrate)]))
     for step in range(recipe.train.steps):
@@ -98,18 +97,22 @@ def test_accumulated_micro_batches_are_one_large_batch(tiny: Tiny, tmp_path: Pat
     "seam",
     [
         {},
-        {"seam__image_up__levels": 3, "seam__image_up__channels": 20, "seam__image_down__block": 16},
-        {"seam__image_up__quantizer": "rd-fsq-tensor", "seam__image_down__codec": "bf16"},
-        {"seam__image_up__quantizer": "tanh-fsq", "seam__image_up__levels": 5},
-        {"seam__image_up__quantizer": "learned-clip-fsq", "seam__image_up__channels": 20},
-        {"seam__text": "codes", "seam__text_up__quantizer": "learned-clip-fsq", "seam__text_up__levels": 8},
-        {"seam__image_up__quantizer": "fp16", "seam__image_up__channels": 20, "seam__image_down__codec": "fp16"},
-        {"seam__text": "codes", "seam__text_up__levels": 8, "seam__text_up__clip": 3.0},
-        ENTROPY | {"seam__image_down__codec": "entropy-stochastic", "seam__image_down__step": 1.0},
-        {"seam__image_up__quantizer": "rd-fsq-tensor", "seam__image_up__coding": "entropy"},
-        {"seam__text": "codes", "seam__text_up__levels": 8, "seam__text_up__coding": "entropy"},
+        {"streams__image__levels": 3, "streams__image__channels": 20, "streams__image__gradient__block": 16},
+        {"streams__image__quantizer": "rd-fsq-tensor", "streams__image__gradient__id": "bf16"},
+        {"streams__image__quantizer": "tanh-fsq", "streams__image__levels": 5},
+        {"streams__image__quantizer": "learned-clip-fsq", "streams__image__channels": 20},
+        {"streams__text__quantizer": "learned-clip-fsq", "streams__text__levels": 8},
         {
-            "seam__image_up": {
+            "streams__image": {"quantizer": "none", "codec": "fp16"},
+            "streams__image__channels": 20,
+            "streams__image__gradient__id": "fp16",
+        },
+        {"streams__text__levels": 8, "streams__text__clip": 3.0},
+        ENTROPY | {"streams__image__gradient__id": "entropy-stochastic", "streams__image__gradient__step": 1.0},
+        {"streams__image__quantizer": "rd-fsq-tensor", "streams__image__codec__id": "entropy-uniform"},
+        {"streams__text__levels": 8, "streams__text__codec__id": "entropy-uniform"},
+        {
+            "streams__image": {
                 "quantizer": "step-fsq",
                 "levels": 7,
                 "steps": [0, *[0.5] * 16, *[1.5] * 15],
@@ -117,12 +120,12 @@ def test_accumulated_micro_batches_are_one_large_batch(tiny: Tiny, tmp_path: Pat
                 "projection": "fixed",
             }
         },
-        {"seam__text": "codes", "seam__text_up": {"quantizer": "step-fsq", "coding": "entropy", "levels": 5}},
-        {"seam__image_up": RATE | {"distortion_weight": 0.05}},
-        {"seam__image_up": RATE | {"distortion_weight": 0.05, "contexts": 3}},
-        {"seam__text": "codes", "seam__text_up": RATE | {"rates": (1, 2)}},
+        {"streams__text": {"quantizer": "step-fsq", "coding": "entropy", "levels": 5}},
+        {"streams__image": RATE | {"distortion_weight": 0.05}},
+        {"streams__image": RATE | {"distortion_weight": 0.05, "contexts": 3}},
+        {"streams__text": RATE | {"rates": (1, 2)}},
         {"train__autocast": "bf16"},
-        {"seam__image_up__projection": "fixed"},
+        {"streams__image__projection": "fixed"},
         {"server__tune": "lora"},
         {"server__tune": "frozen"},
         {"client__tune_vision": True},
@@ -146,25 +149,30 @@ def test_both_sides_know_the_statistics_that_the_codes_were_made_with(tiny: Tiny
     with pair(recipe) as split:
         features, tokens = batches(recipe, split.client)(0)
         split.client.calibrate(features, tokens)
-        first = split.client.model.image_quantizer.statistics()
+        first = split.client.model.streams["image"].quantizer.statistics()
         train(split.client, recipe, batches(recipe, split.client))
         client, server = split.client.model, split.party.model
-        sides = [(client.image_quantizer, server.image_projection), (client.text_quantizer, server.text_projection)]
+        sides = [
+            (client.streams["image"].quantizer, server.streams["image"].projection),
+            (client.streams["text"].quantizer, server.streams["text"].projection),
+        ]
         for quantizer, projection in sides[: 1 if text == "ids" else 2]:
             assert quantizer is not None
             assert projection is not None
             mean, std = quantizer.statistics()
             assert torch.equal(mean, projection.mean)
             assert torch.equal(std, projection.std)
-        assert not torch.equal(first[0], client.image_quantizer.statistics()[0])  # they moved, or this shows nothing
+        assert not torch.equal(
+            first[0], client.streams["image"].quantizer.statistics()[0]
+        )  # they moved, or this shows nothing
 
 
 @pytest.mark.parametrize("channels", [20, None])
 def test_a_fixed_projection_stays_as_it_starts(tiny: Tiny, tmp_path: Path, channels: int | None) -> None:
-    changes = {"seam__image_up__projection": "fixed", "seam__image_up__channels": channels, "train__steps": 3}
+    changes = {"streams__image__projection": "fixed", "streams__image__channels": channels, "train__steps": 3}
     recipe = make_recipe(tiny, **changes, out=str(tmp_path))
     with pair(recipe) as split:
-        sides = [split.client.model.image_quantizer.project, split.party.model.image_projection]
+        sides = [split.client.model.streams["image"].quantizer.project, split.party.model.streams["image"].projection]
         start = [side.weight.detach().clone() for side in sides]
         before = weights(split.client.model)
         train(split.client, recipe, batches(recipe, split.client))
@@ -174,7 +182,7 @@ def test_a_fixed_projection_stays_as_it_starts(tiny: Tiny, tmp_path: Path, chann
 
 
 def test_ledger_counts_every_byte(tiny: Tiny, tmp_path: Path) -> None:
-    recipe = make_recipe(tiny, seam__image_up__channels=16, out=str(tmp_path))
+    recipe = make_recipe(tiny, streams__image__channels=16, out=str(tmp_path))
     with pair(recipe) as split:
         train(split.client, recipe, batches(recipe, split.client))
         sent, received = split.client.socket_bytes() or (0, 0)
@@ -201,7 +209,7 @@ def test_tables_cross_once_and_are_kept_on_both_sides(tiny: Tiny, tmp_path: Path
     packed = recipe.train.steps * 2 * split.client.model.vision.tokens * 32 // 4
     assert image.bytes < packed + 4 * recipe.train.steps
     model, _, _ = load_client(saved, str)
-    again = ClientSession(model, build_seam(recipe.seam), lambda: memory_pair()[0], 17)
+    again = ClientSession(model, lambda: memory_pair()[0], 17)
     party = ServerParty(recipe, str, newest(tmp_path, "server"))
     assert party.seam.image.up == again._seam.image.up == codec
 
@@ -226,15 +234,17 @@ def test_texts_are_compressed_by_what_was_calibrated_on(tiny: Tiny, tmp_path: Pa
 
 
 def test_tables_are_sent_again_when_codes_have_drifted(tiny: Tiny) -> None:
-    recipe = make_recipe(tiny, **ENTROPY, seam__image_up__levels=16, seam__image_up__clip=2.51)
+    recipe = make_recipe(tiny, **ENTROPY, streams__image__levels=16, streams__image__clip=2.51)
     with pair(recipe) as split:
         features, text = batches(recipe, split.client)(0)
         split.client.calibrate(features, text)
         first = split.party.seam.image.up
-        statistics = {name: b.clone() for name, b in split.client.model.image_quantizer.named_buffers()}
+        statistics = {name: b.clone() for name, b in split.client.model.streams["image"].quantizer.named_buffers()}
         sizes, used = [], {first}
         for step in range(1, 41):
-            split.client.model.image_quantizer.load_state_dict(statistics, strict=False)  # no help from that side
+            split.client.model.streams["image"].quantizer.load_state_dict(
+                statistics, strict=False
+            )  # no help from that side
             sent = split.client.ledger.entries["up", "Forward", "image (entropy-uniform)"].bytes
             split.client.step(step, 0, True, features / 4, text, 0.25)
             sizes.append(split.client.ledger.entries["up", "Forward", "image (entropy-uniform)"].bytes - sent)
@@ -317,7 +327,7 @@ def test_codes_of_another_shape_are_refused(tiny: Tiny) -> None:
     with pytest.raises(RefusedError, match="image codes: shape"), pair(recipe) as split:
         features, text = batches(recipe, split.client)(0)
         split.client.calibrate(features, text)
-        split.client.model.image_quantizer.forward = lambda x: type(
+        split.client.model.streams["image"].quantizer.forward = lambda x: type(
             "Q", (), {"levels": torch.zeros(2, 4, 31), "distortion": torch.zeros(())}
         )()
         split.client.step(1, 0, True, features, text, 0.25)

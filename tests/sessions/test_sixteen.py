@@ -26,7 +26,7 @@ from bitseam.data.features import LiveFeatures
 from bitseam.data.rows import read_rows
 from bitseam.runs.checkpoint import build_client, held
 from bitseam.sessions.client import ClientSession
-from bitseam.streams.seam import build_seam, terms
+from bitseam.sessions.terms import terms
 from bitseam.text.prompts import Prompter
 from bitseam.train import train
 from bitseam.transport import Tls, connect, make_certificates
@@ -62,9 +62,9 @@ def session_of(number: int, recipe: config.Recipe, stack: ExitStack) -> ClientSe
     torch.manual_seed(number)
     model, prompter = build_client(recipe, str), Prompter(recipe.text)
     dial = partial(connect, recipe.network.address, Tls.from_folder(recipe.network.certificates, name_of(number)))
-    session = ClientSession(model, build_seam(recipe.seam), dial, prompter.vocabulary, patience=60)
+    session = ClientSession(model, dial, prompter.vocabulary, patience=60)
     stack.enter_context(session)
-    agreed = terms(recipe, prompter.vocabulary, prompter.fingerprint, None)
+    agreed = terms(recipe, model.senders(), prompter, None)
     session.open(agreed, True, partial(held, recipe_of(number, recipe), "client"))
     return session
 

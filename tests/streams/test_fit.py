@@ -20,7 +20,7 @@ from bitseam.sessions.client import ClientSession
 from bitseam.sessions.limits import require_image, require_rows
 from bitseam.sessions.party import ServerParty
 from bitseam.sessions.server import ServerSession
-from bitseam.streams.seam import build_seam, terms
+from bitseam.sessions.terms import terms
 from bitseam.text.batch import TextBatch
 from bitseam.text.prompts import Prompter
 from bitseam.transport import Channel, memory_pair
@@ -114,8 +114,8 @@ def shake_hands(server: ServerParty, tiny: Tiny, training: bool, **changes: Any)
     weights = None if training else "fresh"
     try:
         model = build_client(recipe, str)
-        with ClientSession(model, build_seam(ours.seam), lambda: left, prompter.vocabulary) as session:
-            session.open(terms(ours, prompter.vocabulary, prompter.fingerprint, weights), training)
+        with ClientSession(model, lambda: left, prompter.vocabulary) as session:
+            session.open(terms(ours, model.senders(), prompter, weights), training)
     finally:
         thread.join(20)
 

@@ -108,7 +108,7 @@ def _half(recipe: config.Recipe, locate: Locate, checkpoint: Path | None) -> tup
     if checkpoint is None:
         model, identity = build_client(recipe, locate), Identity("", 0)
     else:
-        model, _, identity = load_client(checkpoint, locate, recipe.seam)
+        model, _, identity = load_client(checkpoint, locate, recipe.streams)
     return model.to(choose_device(recipe.device)), identity
 
 

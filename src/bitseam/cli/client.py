@@ -36,7 +36,7 @@ from bitseam.runs.runlog import peak_memory
 from bitseam.runs.stopping import TERMINATED, told_by
 from bitseam.sessions.client import ClientSession
 from bitseam.sessions.ledger import Ledger
-from bitseam.streams.seam import build_seam, terms
+from bitseam.sessions.terms import terms
 from bitseam.text.answer_stream import AnswerStream
 from bitseam.text.prompts import Prompter
 from bitseam.train import train
@@ -62,10 +62,10 @@ def open_party(recipe: config.Recipe, side: ClientSide, training: bool) -> Itera
     network, prompter = recipe.network, side.prompter
     exposed = network.plaintext_that_anyone_can_read_and_change
     dial = partial(connect, network.address, side.tls, network.keepalive, exposed)
-    seam, autocast = build_seam(recipe.seam), recipe.train.autocast
-    with ClientSession(side.model, seam, dial, prompter.vocabulary, autocast, network.patience) as session:
+    autocast = recipe.train.autocast
+    with ClientSession(side.model, dial, prompter.vocabulary, autocast, network.patience) as session:
         weights = None if training else str(side.identity)
-        agreed = terms(recipe, prompter.vocabulary, prompter.fingerprint, weights)
+        agreed = terms(recipe, session.streams, prompter, weights)
         session.open(agreed, training, partial(held, recipe, "client"))
         yield Party(side.model, prompter, session)
 

@@ -72,8 +72,8 @@ def run_plan(
     """Write OUT/plan.json, plan.png and plan.toml. All is chosen on calibration data; held-out data are measured."""
     writable(out)
     client_model, server_model, trained, identity = load_pair(client, server, locate)
-    if (trained.seam.width, trained.seam.text) != (recipe.seam.width, recipe.seam.text):
-        raise ConfigError(f"seam.width and seam.text are not those that {client} was trained with")
+    if (trained.seam.width, list(trained.streams)) != (recipe.seam.width, list(recipe.streams)):
+        raise ConfigError(f"seam.width and the streams are not those that {client} was trained with")
     device = choose_device(recipe.device)
     pair = FrozenPair(client_model.to(device), server_model.to(device))
     calibration, held_out = _samples(recipe, pair, Prompter(recipe.text, locate), batches)
@@ -112,16 +112,13 @@ def fragment(up: UpPlan, bits: float, gradient_steps: Mapping[str, float]) -> st
     for name, coded in up.coded.items():
         steps = coded.channels.step.tolist()
         lines += [
-            f"[seam.{name}_up]",
+            f"[streams.{name}]",
             'quantizer = "step-fsq"',
             f"channels = {len(steps)}",
             f"levels = {coded.codec.levels}",
-            'coding = "entropy"',
-            f"groups = {coded.codec.groups}",
+            f'codec = {{id = "entropy-uniform", groups = {coded.codec.groups}}}',
+            f'gradient = {{id = "entropy-stochastic", step = {gradient_steps[name]}}}',
             f"steps = {json.dumps(steps)}",
-            f"[seam.{name}_down]",
-            'codec = "entropy-stochastic"',
-            f"step = {gradient_steps[name]}",
         ]
     return "\n".join(lines) + "\n"
 

@@ -29,7 +29,7 @@ class Stochastic(Codec):
 
     codec_id: ClassVar[str] = "stochastic"
     unbiased: ClassVar[bool] = True  # of rule 5's two ways, this is stochastic rounding, not error feedback
-    levels: int
+    levels: int = 4
     block: int | str = "token"
 
     def __post_init__(self) -> None:

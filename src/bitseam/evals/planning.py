@@ -24,11 +24,12 @@ from bitseam.codecs.entropy.uniform import MAX_GROUPS
 from bitseam.errors import CodecError, ModelError
 from bitseam.models.client import ClientModel
 from bitseam.models.server import ServerModel
-from bitseam.quant import RDFSQ, Float, LearnedClipFSQ, StepFSQ
+from bitseam.quant import RDFSQ, LearnedClipFSQ, StepFSQ
 from bitseam.quant.planning import ChannelPlan, crossing, plan_channels, symbol_counts
+from bitseam.streams.through_codec import ThroughCodec
 from bitseam.text.batch import TextBatch
 
-_AFFINE = (Float, RDFSQ, StepFSQ, LearnedClipFSQ)
+_AFFINE = (ThroughCodec, RDFSQ, StepFSQ, LearnedClipFSQ)
 _BITS_NEAR, _LOSS_NEAR = 2e-3, 1e-2  # shares of the targets
 
 
@@ -52,22 +53,23 @@ class FrozenPair:
     def __init__(self, client: ClientModel, server: ServerModel) -> None:
         """Raises ModelError for a quantizer whose levels are not z but for scale, shift and rounding."""
         self.client, self.server = client.eval().requires_grad_(False), server.eval().requires_grad_(False)
-        self.modalities = ("image",) if client.text_quantizer is None else ("image", "text")
-        for name in self.modalities:
-            if type(getattr(client, f"{name}_quantizer")) not in _AFFINE:
+        for name, sender in client.senders().items():
+            if type(sender.quantizer) not in _AFFINE:
                 raise ModelError(
-                    f"{name}: a plan needs a pair trained with rd-fsq, step-fsq, learned-clip-fsq or float features"
+                    f"streams.{name}: a plan needs a pair trained with rd-fsq, step-fsq, learned-clip-fsq or no "
+                    "quantizer"
                 )
 
     def sample(self, features: Tensor, text: TextBatch) -> Sample:
         """Features (I, M, Dv) and text, as the seam has them."""
         with torch.no_grad():
-            taken = {"image": (self.client.image_quantizer, self.client.vision(features))}
-            if self.client.text_quantizer is not None:
-                taken["text"] = (self.client.text_quantizer, self.client.prompt_features(text))
-            z = {name: (q.projected(x) if isinstance(q, RDFSQ) else x).cpu() for name, (q, x) in taken.items()}
+            z = {name: self._projected(name, x).cpu() for name, x in self.client.features(features, text).items()}
         loss, gradient = self.gradients(text, z)
         return Sample(text, z, gradient, loss)
+
+    def _projected(self, name: str, features: Tensor) -> Tensor:
+        quantizer = self.client.senders()[name].quantizer
+        return quantizer.projected(features) if isinstance(quantizer, RDFSQ) else features
 
     def gradients(self, text: TextBatch, z: Mapping[str, Tensor]) -> tuple[float, dict[str, Tensor]]:
         """Loss and its gradient by z."""
@@ -86,9 +88,9 @@ class FrozenPair:
         for name, value in z.items():
             value = value.to(next(self.server.parameters()).device)
             # Those that levels on the wire are made with; the server's may be a step older.
-            statistics = getattr(self.client, f"{name}_quantizer").statistics()
+            statistics = self.client.senders()[name].quantizer.statistics()
             levels[name] = value if statistics is None else (value - statistics[0]) / statistics[1]
-        return self.server.loss(text, levels["image"], levels.get("text"))
+        return self.server.loss(text, levels)
 
 
 @dataclass(frozen=True)
@@ -139,14 +141,14 @@ class UpPlanner:
 
     def __init__(self, pair: FrozenPair, calibration: Sequence[Sample], batches: int) -> None:
         self.pair, self.calibration, self._batches = pair, calibration, batches
-        self._z = {name: tokens(calibration, "z", name) for name in pair.modalities}
+        self._z = {name: tokens(calibration, "z", name) for name in pair.client.senders()}
         self._sensitivity = {
-            name: tokens(calibration, "gradient", name).double().square().mean(0) for name in pair.modalities
+            name: tokens(calibration, "gradient", name).double().square().mean(0) for name in pair.client.senders()
         }
 
     def at(self, theta: float) -> UpPlan:
         """The plan at a water level."""
-        return UpPlan(theta, {name: self._coded(name, theta) for name in self.pair.modalities})
+        return UpPlan(theta, {name: self._coded(name, theta) for name in self.pair.client.senders()})
 
     def of_bits(self, bits: float) -> UpPlan:
         """The plan whose payloads take so many bits an element. Raises CodecError where none does."""
@@ -161,7 +163,7 @@ class UpPlanner:
 
     def _range(self) -> tuple[float, float]:
         """Water levels from 16 bits for the most important channel to none for any."""
-        most = max(float((self._z[n].double().var(0) * self._sensitivity[n]).max()) for n in self.pair.modalities)
+        most = max(float((self._z[n].double().var(0) * self._sensitivity[n]).max()) for n in self.pair.client.senders())
         if not most > 0:
             raise CodecError(
                 "the loss does not feel the features: no gradient reaches them, so there is nothing to plan"

@@ -1,4 +1,4 @@
-"""The server half with what sits at the seam: projections and the language half.
+"""The server's model: the receiving end of each stream and the language half.
 
 Shapes: B sequences, I images, M image tokens, N text tokens without padding, A answer tokens, R rows of S columns as
 laid out for the language model, D language width, C code channels.
@@ -6,7 +6,7 @@ laid out for the language model, D language width, C code channels.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -19,8 +19,7 @@ from bitseam import config
 from bitseam.errors import ModelError
 from bitseam.models.language.half import LanguageHalf
 from bitseam.models.layout import Layout, left_padded, packed, padded
-from bitseam.streams.seam import build_projection
-from bitseam.streams.tables import register_tables
+from bitseam.streams import Receiver, build_streams
 from bitseam.text.batch import TextBatch
 from bitseam.text.symbols import register_dictionary
 
@@ -42,18 +41,32 @@ class Ways:
 
 
 class ServerModel(nn.Module):
-    """Level projections + language half. ways: how it is run."""
+    """streams: a `Receiver` of each, by name. ways: how the language model is run."""
 
-    def __init__(self, half: LanguageHalf, seam: config.Seam) -> None:
+    def __init__(self, half: LanguageHalf, recipe: config.Recipe) -> None:
         super().__init__()
-        if half.width != seam.width:
-            raise ModelError(f"seam.width is {seam.width}, but the language model's embeddings have {half.width}")
+        if half.width != recipe.seam.width:
+            raise ModelError(
+                f"seam.width is {recipe.seam.width}, but the language model's embeddings have {half.width}"
+            )
         self.language = half
         self.ways = Ways()
-        self.image_projection = build_projection(seam.image_up, seam.width)
-        self.text_projection = build_projection(seam.text_up, seam.width) if seam.text == "codes" else None
-        register_tables(self, seam)
+        self.streams = nn.ModuleDict(build_streams(Receiver, recipe.streams, recipe.seam.width))
         register_dictionary(self)
+
+    @property
+    def hides_prompts(self) -> bool:
+        """Whether prompts cross as codes, and their ids are not known here."""
+        return "text" in self.streams
+
+    def receivers(self) -> Mapping[str, Receiver]:
+        """The streams, by name."""
+        return self.streams  # type: ignore[return-value]
+
+    def tokens_due(self, text: TextBatch, image_tokens: int) -> dict[str, tuple[int, ...]]:
+        """How many tokens each stream carries for a batch: (I, M) of images, (N - A,) of prompts."""
+        due = {"image": (int(text.image[-1]) + 1, image_tokens), "text": (int((~text.answers).sum()),)}
+        return {name: due[name] for name in self.streams}
 
     def train(self, mode: bool = True) -> ServerModel:
         """Frozen weights stay in evaluation mode, also below adapters, whose own dropout is on in training."""
@@ -66,23 +79,20 @@ class ServerModel(nn.Module):
                     module.train(mode)
         return self
 
-    def embed(self, text: TextBatch, image: Tensor, prompt: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Text and image levels -> embeddings of the text (N, D) and of the images (I, M, D).
-
-        image: levels (I, M, C); prompt: levels (N - A, C) where the prompt crossed as codes.
-        """
-        device = image.device
-        image_rows = self.image_projection(image) if self.image_projection is not None else image
-        text_rows = self.language.embed(text.ids.to(device))
-        if prompt is not None:
-            rows = self.text_projection(prompt) if self.text_projection is not None else prompt
-            text_rows = text_rows.index_put((torch.nonzero(~text.answers.to(device))[:, 0],), rows.to(text_rows.dtype))
+    def embed(self, text: TextBatch, levels: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Text and levels (..., C) of each stream -> embeddings of the text (N, D) and of the images (I, M, D)."""
+        received = {name: receiver(levels[name]) for name, receiver in self.receivers().items()}
+        image_rows = received["image"]
+        text_rows = self.language.embed(text.ids.to(image_rows.device))
+        if (prompt := received.get("text")) is not None:
+            places = torch.nonzero(~text.answers.to(image_rows.device))[:, 0]
+            text_rows = text_rows.index_put((places,), prompt.to(text_rows.dtype))
         return text_rows, image_rows
 
-    def answer_logits(self, text: TextBatch, image: Tensor, prompt: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def answer_logits(self, text: TextBatch, levels: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Logits (A, V) that predict the answer tokens, and their ids (A,). Nothing else meets the vocabulary."""
-        logits = self.logits(text, *self.embed(text, image, prompt), self.ways, ids_known=prompt is None)
-        return logits, text.ids.to(image.device)[text.answers.to(image.device)]
+        logits = self.logits(text, *self.embed(text, levels), self.ways, ids_known=not self.hides_prompts)
+        return logits, text.ids.to(logits.device)[text.answers.to(logits.device)]
 
     def logits(self, text: TextBatch, text_rows: Tensor, image_rows: Tensor, ways: Ways, ids_known: bool) -> Tensor:
         """Embeddings as of `embed` -> logits (A, V) that predict the answer tokens. ids_known: as for `packed`."""
@@ -105,11 +115,11 @@ class ServerModel(nn.Module):
 
     @torch.no_grad()
     def generate(
-        self, text: TextBatch, image: Tensor, prompt: Tensor | None, longest: int, end: int, streamer: Any = None
+        self, text: TextBatch, levels: Mapping[str, Tensor], longest: int, end: int, streamer: Any = None
     ) -> Tensor:
         """Greedy answers to B questions -> (B, at most `longest`), each up to one of the model's stop tokens or `end`,
         for which `end` stands; a streamer sees (B,) at a time."""
-        rows, stops = self.embed(text, image, prompt), {*self.language.stops, end}
+        rows, stops = self.embed(text, levels), {*self.language.stops, end}
         return self.answers(text, *rows, self.ways, longest, stops, end, streamer)
 
     def answers(
@@ -145,10 +155,10 @@ class ServerModel(nn.Module):
             streamer.end()
         return tokens
 
-    def loss(self, text: TextBatch, image: Tensor, prompt: Tensor | None = None) -> Tensor:
+    def loss(self, text: TextBatch, levels: Mapping[str, Tensor]) -> Tensor:
         """Cross-entropy summed over answer tokens, nats. Raises ModelError where the model's own loss is another."""
         self.language.require_plain_loss()
-        logits, ids = self.answer_logits(text, image, prompt)
+        logits, ids = self.answer_logits(text, levels)
         return cross_entropy(logits, ids, reduction="sum")
 
     def _masks(self, layout: Layout, dtype: torch.dtype) -> Tensor | dict[str, Tensor | None] | None:

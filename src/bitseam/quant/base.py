@@ -19,10 +19,14 @@ from bitseam.quant.finite import require_finite
 
 @dataclass(frozen=True)
 class Quantized:
-    """Levels (..., C) float32 with a straight-through gradient, and the distortion, a scalar to add to the loss."""
+    """Levels (..., C) float32 with a straight-through gradient, and the distortion, a scalar to add to the loss.
+
+    payload: the levels as a codec has written them already, where one gave them; it may have drawn random numbers.
+    """
 
     levels: Tensor
     distortion: Tensor
+    payload: bytes | None = None
 
 
 def straight_through(z: Tensor, levels: Tensor) -> Tensor:

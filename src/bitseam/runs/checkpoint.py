@@ -71,15 +71,15 @@ def build_client(recipe: config.Recipe, locate: Locate) -> ClientModel:
     """A fresh client model."""
     settings = replace(recipe.client, checkpoint=locate(recipe.client.checkpoint))
     embedding = None
-    if recipe.seam.text == "codes":
+    if "text" in recipe.streams:
         embedding = load_token_embedding(locate(recipe.server.checkpoint))
-    return ClientModel(load_vision_half(settings, recipe.seam.width), recipe.seam, embedding)
+    return ClientModel(load_vision_half(settings, recipe.seam.width), recipe, embedding)
 
 
 def build_server(recipe: config.Recipe, locate: Locate) -> ServerModel:
     """A fresh server model."""
     settings = replace(recipe.server, checkpoint=locate(recipe.server.checkpoint))
-    return ServerModel(load_language_half(settings), recipe.seam)
+    return ServerModel(load_language_half(settings), recipe)
 
 
 def save_client(
@@ -118,14 +118,14 @@ def save_server(
 
 
 def load_client(
-    folder: Path, locate: Locate, seam: config.Seam | None = None
+    folder: Path, locate: Locate, streams: Mapping[str, config.Stream] | None = None
 ) -> tuple[ClientModel, config.Recipe, Identity]:
     """Read what `save_client` wrote. Raises ModelError that names the folder or file.
 
-    seam: instead of the one trained with, where the same weights fit: other levels, say.
+    streams: instead of those trained with, where the same weights fit: other levels, say.
     """
     recipe, identity = read_config(folder)
-    recipe = replace(recipe, seam=seam or recipe.seam)
+    recipe = replace(recipe, streams=dict(streams or recipe.streams))
     model = build_client(recipe, locate)
     restore_client(model, folder, recipe)
     return model, recipe, identity
@@ -157,14 +157,14 @@ def load_crossed(folder: Path) -> list[dict[str, Any]]:
 
 
 def load_server(
-    folder: Path, locate: Locate, seam: config.Seam | None = None
+    folder: Path, locate: Locate, streams: Mapping[str, config.Stream] | None = None
 ) -> tuple[ServerModel, config.Recipe, Identity]:
     """Read what `save_server` wrote. Raises ModelError that names the folder or file.
 
-    seam: instead of the one trained with, where the same weights fit: other levels, say.
+    streams: instead of those trained with, where the same weights fit: other levels, say.
     """
     recipe, identity = read_config(folder)
-    recipe = replace(recipe, seam=seam or recipe.seam)
+    recipe = replace(recipe, streams=dict(streams or recipe.streams))
     if recipe.server.tune == "full":
         half = load_language_half(replace(recipe.server, checkpoint=str(folder / "language")))
     else:
@@ -172,7 +172,7 @@ def load_server(
         half = load_language_half(frozen)
         if recipe.server.tune == "lora":
             half.model = _with_adapter(half.model, folder / "adapter")
-    model = ServerModel(half, recipe.seam)
+    model = ServerModel(half, recipe)
     _load_state(model, folder / "model.safetensors", set(_own_state(model)))
     return model, recipe, identity
 

@@ -85,9 +85,9 @@ class BitseamModel(PreTrainedModel):
         whole = AutoModelForCausalLM.from_config(language)
         whole.generation_config = GenerationConfig.from_dict(cfg.generation)
         server = LanguageHalf(whole)
-        embedding = deepcopy(whole.get_input_embeddings()) if recipe.seam.text == "codes" else None
-        self.client = ClientModel(half, recipe.seam, embedding)
-        self.server = ServerModel(server, recipe.seam)
+        embedding = deepcopy(whole.get_input_embeddings()) if "text" in recipe.streams else None
+        self.client = ClientModel(half, recipe, embedding)
+        self.server = ServerModel(server, recipe)
         self.server.ways = Ways(**cfg.ways)
         self.recipe = recipe
         # transformers ties the weights of direct children alone; the language model lies deeper.
@@ -100,9 +100,7 @@ class BitseamModel(PreTrainedModel):
 
     def forward(self, pixel_values: Tensor, text: TextBatch) -> CausalLMOutput:
         """Images (B, 3, H, W) and a ragged batch -> loss, a mean over answer tokens, and their logits (A, V)."""
-        image = self.client.image(self.client.vision.features(pixel_values)).levels
-        prompt = self.client.text(text)
-        logits, ids = self.server.answer_logits(text, image, prompt.levels if prompt is not None else None)
+        logits, ids = self.server.answer_logits(text, self._levels(self.client.vision.features(pixel_values), text))
         return CausalLMOutput(loss=cross_entropy(logits, ids), logits=logits)
 
     @cached_property
@@ -114,14 +112,15 @@ class BitseamModel(PreTrainedModel):
         """One question about one image, greedily."""
         prompter = self._prompter
         text = prompter.batch([question])
-        levels = self.client.image(
-            self.client.vision.features(self.client.vision.pixels([image]).to(self.device))
-        ).levels
-        prompt = self.client.text(text)
-        tokens = self.server.generate(
-            text, levels, prompt.levels if prompt is not None else None, max_new_tokens, prompter.end
-        )
+        vision = self.client.vision
+        levels = self._levels(vision.features(vision.pixels([image]).to(self.device)), text)
+        tokens = self.server.generate(text, levels, max_new_tokens, prompter.end)
         return prompter.decode(tokens[0].tolist())
+
+    def _levels(self, features: Tensor, text: TextBatch) -> dict[str, Tensor]:
+        """What would have crossed."""
+        self.client.use_asked()
+        return {name: quantized.levels for name, quantized in self.client(features, text).items()}
 
 
 AutoConfig.register("bitseam", BitseamConfig)

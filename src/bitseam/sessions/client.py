@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -15,13 +14,12 @@ from torch import Tensor
 from bitseam.codecs import codec_from_config
 from bitseam.errors import CodecError, PeerGoneError, SessionLostError
 from bitseam.models.client import ClientModel
-from bitseam.quant import Quantized, Quantizer
+from bitseam.quant import Quantized
 from bitseam.runs.checkpoint import shared_state
 from bitseam.sessions.connection import Connection
 from bitseam.sessions.ledger import Ledger
-from bitseam.sessions.peer import Stopwatch, decode, encode
-from bitseam.streams.seam import MODALITIES, Seam
-from bitseam.streams.tables import Fit, entropy_codec, keep_tables, use_rate, with_kept_tables, with_tables
+from bitseam.sessions.peer import Stopwatch
+from bitseam.streams.coded import decode, encode
 from bitseam.text.batch import TextBatch
 from bitseam.text.symbols import deflate, dictionary_of, keep_dictionary, kept_dictionary, text_message
 from bitseam.transport import Channel
@@ -54,26 +52,23 @@ class ClientSession:
     def __init__(
         self,
         model: ClientModel,
-        seam: Seam,
         dial: Callable[[], Channel],
         vocabulary: int,
         autocast: str = "off",
         patience: float = 0.0,
     ) -> None:
         self.model = model
-        self.ledger = Ledger(seam.codec_ids(), seam.width)
+        self.streams = model.senders()
+        self.ledger = Ledger(list(self.streams.values()))
         self.run, self.reached = "", 0  # the pair of halves, and the last whole step
         self.stopping = False  # the server is being stopped: a checkpoint is due
         self._connection = Connection(dial, self.ledger, patience)
         self._micro = 0  # micro-batches answered of the step under way, `reached` + 1
-        self._seam = with_kept_tables(seam, model)
-        coded = [name for name in MODALITIES if entropy_codec(seam, name) is not None]
-        self._fits = {_key(name, rate): Fit() for name in coded for rate in range(len(seam.links()[name].rates))}
         self._vocabulary = vocabulary
         self._autocast = autocast == "bf16"
-        self._told: dict[str, dict[str, Any]] = {}  # statistics that the server has
         self._dictionary = b""  # of texts, that it has
-        self._rates: dict[str, int] = {}  # in use
+        for stream in self.streams.values():
+            stream.forget()
         self.watch = Stopwatch()
 
     def __enter__(self) -> ClientSession:
@@ -118,50 +113,48 @@ class ClientSession:
         """Fit connector, quantizers, tables and the texts' dictionary to features (I, M, Dv) and texts, and tell the
         server, once."""
         model = self.model
-        keep_dictionary(model, dictionary_of(text, self._vocabulary, hidden=model.text_quantizer is not None))
+        keep_dictionary(model, dictionary_of(text, self._vocabulary, model.hides_prompts))
         with torch.no_grad():
             model.vision.calibrate(features)
-            model.image_quantizer.calibrate(model.vision(features))
-            if model.text_quantizer is not None:
-                model.text_quantizer.calibrate(model.prompt_features(text))
+            for name, carried in model.features(features, text).items():
+                self.streams[name].calibrate(carried)
+                self.streams[name].use(0)
             model.eval()  # what is coded here is not counted again
-            self._use(dict.fromkeys(self._seam.links(), 0))
-            codes = {"image": model.image(features), "text": model.text(text)}
-        self._fits = {key: Fit(lost=math.inf) for key in self._fits}
-        self._told, self._dictionary = {}, b""
+            codes = model(features, text)
+        self._dictionary = b""
         self._exchange(self._news(codes), pb.Ack)
 
-    def step(self, step: int, micro: int, last: bool, features: Tensor, text: TextBatch, weight: float) -> StepLoss:
+    def step(self, step: int, micro: int, last: bool, features: Tensor, text: TextBatch) -> StepLoss:
         """One micro-batch: gradients are added to the vision half's parameters, as sums over answer tokens.
 
-        features: (B, M, Dv); weight: of the quantizers' distortion in the loss.
+        features: (I, M, Dv). A stream's distortion counts in the loss by the weight of its settings.
         """
         self.model.train()
         drawn = np.random.default_rng((step, micro))  # the same rates when a step is taken again
-        self._use({name: int(drawn.integers(len(link.rates))) for name, link in self._seam.links().items()})
+        for stream in self.streams.values():
+            stream.use(int(drawn.integers(stream.rates)))
         with self.watch("client forward"), self._precision():
-            image, prompt = self.model.image(features), self.model.text(text)
+            codes = self.model(features, text)
         with self.watch("encode"):
-            news = self._news({"image": image, "text": prompt})
-            forward = pb.Forward(
-                step=step, micro=micro, last=last, text=self._text(text, prompt), image=self._image(image)
-            )
+            news = self._news(codes)
+            forward = pb.Forward(step=step, micro=micro, last=last, text=self._text(text), streams=self._encode(codes))
             if news.ListFields():
-                forward.statistics.CopyFrom(news)
-            sizes = self._sizes({"image": (image, forward.image), "text": (prompt, forward.text.codes)})
+                forward.news.CopyFrom(news)
+            sizes = self._sizes(codes, forward)
         with self.watch("wait"):
             backward = self._exchange(forward, pb.Backward)
         outputs, gradients = [], []
         with self.watch("decode"):
-            pairs = [("image", self._seam.image, image, backward.image)]
-            if self._seam.text is not None and prompt is not None:
-                pairs.append(("text", self._seam.text, prompt, backward.text))
-            for name, link, quantized, coded in pairs:
-                shape = tuple(quantized.levels.shape)
-                gradient = decode(link.down, coded, shape, f"gradient of {name}", quantized.levels.device)
+            back = {coded.stream: coded for coded in backward.streams}
+            for name, quantized in codes.items():
+                stream = self.streams[name]
+                gradient = stream.gradient(back.pop(stream.number, pb.Coded()), quantized)
+                weight = stream.settings.distortion_weight
                 # The loss is a sum over answer tokens here; the distortion, a mean, is weighed to match.
                 outputs += [quantized.levels, quantized.distortion]
                 gradients += [gradient, quantized.distortion.new_tensor(weight * backward.answer_tokens)]
+            if back:
+                raise CodecError(f"gradients of streams {sorted(back)}, which were not agreed")
         with self.watch("client backward"):
             kept = [(o, g) for o, g in zip(outputs, gradients, strict=True) if o.requires_grad]
             if kept:
@@ -190,26 +183,26 @@ class ClientSession:
 
     def state(self) -> dict[str, Tensor]:
         """What the session remembers from step to step, for `restore`."""
-        fits = {f"{name}.counts": torch.from_numpy(fit.counts) for name, fit in self._fits.items()}
-        return fits | {f"{name}.lost": torch.tensor(fit.lost, dtype=torch.float64) for name, fit in self._fits.items()}
+        parts = {name: stream.state() for name, stream in self.streams.items()}
+        return {f"{name}.{key}": value for name, part in parts.items() for key, value in part.items()}
 
     def restore(self, step: int, state: Mapping[str, Tensor]) -> None:
         """Go on from a checkpoint of `step`, whose weights the model has again."""
-        self.reached, self._micro, self._told, self._dictionary = step, 0, {}, b""
-        self._seam = with_kept_tables(self._seam, self.model)
-        for name in self._fits:
-            self._fits[name] = Fit(state[f"{name}.counts"].numpy(), float(state[f"{name}.lost"]))
+        self.reached, self._micro, self._dictionary = step, 0, b""
+        for name, stream in self.streams.items():
+            own = f"{name}."
+            stream.restore({key.removeprefix(own): value for key, value in state.items() if key.startswith(own)})
 
     @torch.no_grad()
     def ask(self, features: Tensor, text: TextBatch, max_new_tokens: int) -> Iterator[list[int]]:
         """Features (B, M, Dv) and questions -> answers, one token id a sequence at a time."""
         was_training = self.model.training
         self.model.eval()
-        self._use({name: link.asked for name, link in self._seam.links().items()})
+        self.model.use_asked()
         try:
             with self._precision():
-                image, prompt = self.model.image(features), self.model.text(text)
-            question = pb.Ask(text=self._text(text, prompt), image=self._image(image), max_new_tokens=max_new_tokens)
+                codes = self.model(features, text)
+            question = pb.Ask(text=self._text(text), streams=self._encode(codes), max_new_tokens=max_new_tokens)
             given = 0
             while True:
                 try:
@@ -239,71 +232,29 @@ class ClientSession:
             self.run, self.reached = run, step
             raise SessionLostError(f"the server has lost its memory of us; both go on from step {step}")
 
-    def _news(self, codes: Mapping[str, Quantized | None]) -> pb.Calibrate:
-        """What the server must know to read these codes and does not: statistics in use, tables that pay; and the
-        texts' dictionary."""
+    def _news(self, codes: Mapping[str, Quantized]) -> pb.Calibrate:
+        """What the server must know to read these codes and does not, and the texts' dictionary."""
         news = pb.Calibrate()
         if self._dictionary != (dictionary := kept_dictionary(self.model)):
             news.dictionary = deflate(dictionary.lstrip(b"\0"))
             self._dictionary = dictionary
-        for name, quantized in codes.items():
-            if quantized is None:
-                continue
-            for parts in _statistics(getattr(self.model, f"{name}_quantizer")):
-                told = self._told.setdefault(name, {})
-                if any(told.get(part) != raw for part, raw in parts.items()):
-                    told |= parts
-                    getattr(news, name).MergeFrom(pb.Statistics(**parts))
-            rate = self._rates.get(name, 0)
-            codec = entropy_codec(self._seam, name, rate)
-            renewed = codec and self._fits[_key(name, rate)].renewed(codec, codec.counts(quantized.levels))
-            if renewed is not None:
-                tables = renewed.table_bytes()
-                getattr(news, name).MergeFrom(pb.Statistics(tables=tables, rate=rate))
-                keep_tables(self.model, name, tables, rate)
-                self._seam = with_tables(self._seam, name, tables, rate)
+        told = (self.streams[name].news(quantized) for name, quantized in codes.items())
+        news.streams.extend(part for part in told if part is not None)
         return news
 
-    def _use(self, rates: dict[str, int]) -> None:
-        """Have each modality quantized and coded at a rate."""
-        self._rates = rates
-        for name, rate in rates.items():
-            use_rate(self.model, self._seam, name, rate)
-
-    def _sizes(self, coded: Mapping[str, tuple[Quantized | None, pb.Coded]]) -> tuple[int, float]:
+    def _sizes(self, codes: Mapping[str, Quantized], forward: pb.Forward) -> tuple[int, float]:
         """Bytes of entropy-coded payloads, and what the tables in use say of them."""
         size, predicted = 0, 0.0
-        for name, (quantized, message) in coded.items():
-            codec = entropy_codec(self._seam, name, self._rates.get(name, 0))
-            if quantized is not None and codec is not None:
-                size += len(message.payload)
-                predicted += codec.bits(codec.counts(quantized.levels)) / 8
+        for (name, quantized), coded in zip(codes.items(), forward.streams, strict=True):
+            if (expected := self.streams[name].predicted_bytes(quantized)) is not None:
+                size, predicted = size + len(coded.payload), predicted + expected
         return size, predicted
 
-    def _image(self, image: Quantized) -> pb.Coded:
-        return encode(self._seam.image.rates[self._rates["image"]], image.levels, rate=self._rates["image"])
+    def _encode(self, codes: Mapping[str, Quantized]) -> list[pb.Coded]:
+        return [self.streams[name].encode(quantized) for name, quantized in codes.items()]
 
-    def _text(self, text: TextBatch, prompt: Quantized | None) -> pb.Text:
-        codes = None
-        if self._seam.text is not None and prompt is not None:
-            rate = self._rates["text"]
-            codes = encode(self._seam.text.rates[rate], prompt.levels, rate=rate)
-        return text_message(text, self._vocabulary, kept_dictionary(self.model), codes)
+    def _text(self, text: TextBatch) -> pb.Text:
+        return text_message(text, self._vocabulary, kept_dictionary(self.model), self.model.hides_prompts)
 
     def _precision(self) -> AbstractContextManager[object]:
         return torch.autocast(next(self.model.parameters()).device.type, torch.bfloat16, enabled=self._autocast)
-
-
-def _key(name: str, rate: int) -> str:
-    return f"{name}.{rate}"
-
-
-def _statistics(quantizer: Quantizer) -> list[dict[str, Any]]:
-    """What the server must know of a quantizer, as it travels; what belongs together."""
-    parts, statistics, rotation = [], quantizer.statistics(), quantizer.rotation()
-    if statistics is not None:
-        mean, std = (np.ascontiguousarray(t.cpu().numpy(), "<f4").tobytes() for t in statistics)
-        parts.append({"mean": mean, "std": std})
-    if rotation is not None:
-        parts.append({"rotation": rotation.cpu().numpy().tobytes()})
-    return parts

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from bitseam.streams import Stream
 from bitseam.wire import messages_pb2 as pb
 
 Direction = Literal["up", "down"]
@@ -26,24 +27,25 @@ class Entry:
 
 @dataclass
 class Ledger:
-    """Entries keyed by (direction, message kind, part); a part is a coded tensor with its codec, or `rest`."""
+    """Entries keyed by (direction, message kind, part); a part is a coded tensor with its codec, or `rest`.
 
-    codecs: dict[str, str]  # "up.image" -> codec id
-    width: int  # of the language model; a coded token may have fewer channels
+    streams: by number.
+    """
+
+    streams: Sequence[Stream]
     entries: defaultdict[tuple[Direction, str, str], Entry] = field(default_factory=lambda: defaultdict(Entry))
 
     def record(self, direction: Direction, message: object, frame: bytes) -> None:
         """Count one frame of `direction` that holds `message`."""
         kind, rest = type(message).__name__, len(frame)
-        for part, coded in _coded(message):
-            payload = len(coded.payload)
-            if payload:
-                name = f"{part} ({self.codecs.get(f'{direction}.{part}', '?')})"
-                numbers = math.prod(coded.shape)
-                if part != "weights":
-                    numbers = math.prod(coded.shape[:-1]) * self.width
-                self._add(direction, kind, name, payload, 2 * numbers)
-                rest -= payload
+        for coded in getattr(message, "streams", ()):
+            if isinstance(coded, pb.Coded):
+                stream = self.streams[coded.stream]
+                codec = stream.codec(coded.rate) if direction == stream.direction else stream.gradient_codec
+                numbers = math.prod(coded.shape[:-1]) * stream.width  # on the wire it may have fewer channels
+                rest -= self._add_payload(direction, kind, f"{stream.name} ({codec.codec_id})", coded, numbers)
+        if isinstance(message, pb.Average | pb.Averaged):
+            rest -= self._add_payload(direction, kind, "weights", message.weights, math.prod(message.weights.shape))
         self._add(direction, kind, "rest", rest, rest)
 
     def total(self, direction: Direction | None = None) -> Entry:
@@ -71,19 +73,15 @@ class Ledger:
             for name in vars(entry):
                 setattr(entry, name, getattr(entry, name) + row[name])
 
+    def _add_payload(self, direction: Direction, kind: str, part: str, coded: pb.Coded, numbers: int) -> int:
+        """Returns its bytes."""
+        size = len(coded.payload)
+        if size:
+            self._add(direction, kind, part, size, 2 * numbers)
+        return size
+
     def _add(self, direction: Direction, kind: str, part: str, size: int, fp16: int) -> None:
         entry = self.entries[direction, kind, part]
         entry.messages += 1
         entry.bytes += size
         entry.fp16_bytes += fp16
-
-
-def _coded(message: object) -> Iterable[tuple[str, pb.Coded]]:
-    if isinstance(message, pb.Forward | pb.Ask):
-        yield "image", message.image
-        yield "text", message.text.codes
-    elif isinstance(message, pb.Backward):
-        yield "image", message.image
-        yield "text", message.text
-    elif isinstance(message, pb.Average | pb.Averaged):
-        yield "weights", message.weights

@@ -5,9 +5,8 @@ from __future__ import annotations
 import math
 
 from bitseam import config
-from bitseam.codecs import EntropyUniform
 from bitseam.errors import CodecError, LimitError, ModelError, RefusedError
-from bitseam.streams.seam import build_seam, channels
+from bitseam.streams import Stream, build_streams
 from bitseam.text.batch import TextBatch
 from bitseam.text.symbols import most_symbol_bytes
 from bitseam.transport import HELD_BYTES
@@ -20,20 +19,16 @@ _COPIES = 4  # of the frame that a session works on: as it came, parsed, a paylo
 
 def session_limits(recipe: config.Recipe, vocabulary: int) -> Limits:
     """The least limits under which everything passes that the recipe lets an honest side send."""
-    seam, wanted = build_seam(recipe.seam), recipe.seam
+    streams = list(build_streams(Stream, recipe.streams, recipe.seam.width).values())
     batch = max(recipe.train.batch, QUESTIONS)
     tokens = batch * recipe.text.max_tokens
-    shapes: dict[str, tuple[int, ...]] = {"image": (batch, wanted.max_tokens, channels(wanted.image_up, wanted.width))}
-    if seam.text is not None:
-        shapes["text"] = (tokens, channels(wanted.text_up, wanted.width))
-    links = {name: getattr(seam, name) for name in shapes}
-    codecs = {name: (*link.rates, link.down) for name, link in links.items()}
-    tables = [len(link.up.table_bytes()) for link in links.values() if isinstance(link.up, EntropyUniform)]
-    payloads = sum(max(codec.payload_bytes(shapes[name]) for codec in codecs[name]) for name in shapes)
-    widest = max(shape[-1] for shape in shapes.values())
+    carried = {"image": (batch, recipe.seam.max_tokens), "text": (tokens,)}
+    shapes = [(*carried[stream.name], stream.channels) for stream in streams]
+    tables = [stream.tables.nbytes for stream in streams if stream.tables is not None]
+    payloads = sum(stream.most_bytes(shape) for stream, shape in zip(streams, shapes, strict=True))
+    widest = max(stream.channels for stream in streams)
     usual = Limits()
-    ups = (wanted.image_up, wanted.text_up)
-    rotation = widest**2 * sum(up.quantizer == "rate-fsq" for up in ups)
+    rotation = widest**2 * sum(stream.settings.quantizer == "rate-fsq" for stream in streams)
     weights = usual.weights if recipe.train.sharing == "averaged" else 0
     most = (
         payloads
@@ -45,9 +40,11 @@ def session_limits(recipe: config.Recipe, vocabulary: int) -> Limits:
     )
     return Limits(
         frame_bytes=max(most, 4 * weights + usual.control_bytes if weights else 0),
-        elements=max(math.prod(shape) for shape in shapes.values()),
+        elements=max(math.prod(shape) for shape in shapes),
         batch=batch,
-        image_tokens=wanted.max_tokens,
+        streams=len(streams),
+        rates=max(stream.rates for stream in streams),
+        image_tokens=recipe.seam.max_tokens,
         tokens=tokens,
         weights=weights,
         channels=widest,
@@ -102,6 +99,8 @@ def require_rows(
 ) -> None:
     """Raise LimitError for a sequence that is longer than the recipe's rows, since attention takes its length squared,
     or with its image and `new` tokens than the model has positions; CodecError for an answer that nothing predicts."""
+    if image_tokens > recipe.seam.max_tokens:
+        raise LimitError(f"image: {image_tokens} tokens; seam.max_tokens is {recipe.seam.max_tokens}")
     longest, most = int(text.lengths.max()), recipe.text.max_tokens
     if longest > most:
         raise LimitError(f"text: a sequence of {longest} tokens; text.max_tokens is {most}")

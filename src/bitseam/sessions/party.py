@@ -24,13 +24,11 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
-from torch import Tensor
 
 from bitseam import config
-from bitseam.errors import RefusedError
+from bitseam.errors import CodecError, RefusedError
 from bitseam.models.device import choose_device
 from bitseam.models.proof import Proof, prove
-from bitseam.quant import LevelProjection
 from bitseam.runs.checkpoint import (
     Identity,
     Locate,
@@ -47,8 +45,8 @@ from bitseam.sessions.averaging import Averaging
 from bitseam.sessions.limits import require_fit, session_limits
 from bitseam.sessions.quota import Quotas
 from bitseam.sessions.seat import Seat
-from bitseam.streams.seam import MODALITIES, build_seam, terms
-from bitseam.streams.tables import keep_tables, with_kept_tables, with_tables
+from bitseam.sessions.terms import terms
+from bitseam.streams import remember
 from bitseam.text.prompts import Prompter
 from bitseam.text.symbols import keep_dictionary, read_dictionary
 from bitseam.wire import messages_pb2 as pb
@@ -104,7 +102,7 @@ class ServerParty:
         self.answers_only = checkpoint is not None
         self._turns: dict[str, threading.Lock] = {}
         self._locate = locate
-        self._known: dict[str, dict[int, pb.Calibrate]] = {}  # of each client: statistics, and tables of each rate
+        self._known: dict[str, pb.Calibrate] = {}  # of each client: what its codes are made with
         self._facing: Seat | None = None  # whose gradients are gathered in the half
         self._untouched = True  # since the half was built or loaded
         self._saved = -1  # the step of the last checkpoint
@@ -133,8 +131,8 @@ class ServerParty:
 
     def terms(self, training: bool) -> dict[str, str]:
         """What a client must have alike, as it stands now."""
-        prompter, weights = self.prompter, str(Identity(self.run, self.step))
-        return terms(self.recipe, prompter.vocabulary, prompter.fingerprint, None if training else weights)
+        weights = None if training else str(Identity(self.run, self.step))
+        return terms(self.recipe, self.model.receivers(), self.prompter, weights)
 
     def admit(self, hello: pb.Hello, name: str) -> tuple[Seat, pb.Welcome]:
         """Seat a client that wants to train, at the step that both sides go on from.
@@ -168,17 +166,7 @@ class ServerParty:
         """What a client's codes are made with from now on. Raises CodecError for what cannot be."""
         self._untouched = False
         self._apply(news)
-        known = self._known.setdefault(name, {})
-        if news.dictionary:
-            known.setdefault(0, pb.Calibrate()).dictionary = news.dictionary
-        for part in MODALITIES:
-            told = getattr(news, part)
-            for field in ("mean", "std", "rotation"):
-                if getattr(told, field):
-                    setattr(getattr(known.setdefault(0, pb.Calibrate()), part), field, getattr(told, field))
-            if told.tables:
-                kept = getattr(known.setdefault(told.rate, pb.Calibrate()), part)
-                kept.tables, kept.rate = told.tables, told.rate
+        remember(self._known.setdefault(name, pb.Calibrate()), news)
 
     def face(self, name: str) -> None:
         """Read codes of this client from now on, and gather its gradients."""
@@ -190,8 +178,7 @@ class ServerParty:
                 parameter.grad = gradient
             seat.gradients = []
         if self._facing is not seat or seat is None:
-            for known in self._known.get(name, {}).values():
-                self._apply(known)
+            self._apply(self._known.get(name, pb.Calibrate()))
             self._facing = seat
 
     def update(self, seat: Seat) -> tuple[float, float]:
@@ -212,9 +199,8 @@ class ServerParty:
             return
         identity = Identity(self.run, self.step)
         known = {
-            f"{rate}.{name}": _as_tensor(news.SerializeToString())
-            for name, rates in self._known.items()
-            for rate, news in rates.items()
+            name: torch.frombuffer(bytearray(news.SerializeToString(deterministic=True)), dtype=torch.uint8)
+            for name, news in self._known.items()
             if news.ListFields()
         }
         state = training_state(self.stepper, known)
@@ -253,7 +239,7 @@ class ServerParty:
         if folder is None:
             self.model, self.step = build_server(self.recipe, self._locate), 0
         else:
-            self.model, _, identity = load_server(folder, self._locate, self.recipe.seam)
+            self.model, _, identity = load_server(folder, self._locate, self.recipe.streams)
             self.run, self.step = identity.run, identity.step
         self.model.to(choose_device(self.recipe.device))
         self.device = next(self.model.parameters()).device
@@ -263,33 +249,20 @@ class ServerParty:
             require_fit(self.recipe, ids, self.model.language.vocabulary, self.proof.ways.positions)
             log.info("%s", self.proof)
         self.model.ways = self.proof.ways
-        self.seam = with_kept_tables(build_seam(self.recipe.seam), self.model)
         train = self.recipe.train
         self.stepper = Stepper(self.model, self.recipe.server.rate, replace(train, steps=train.steps * train.clients))
         self._known, self._facing = {}, None
         if folder is not None and (not self.answers_only or (folder / "training.safetensors").exists()):
             state = load_training(folder)
             known = own_part(state) if self.answers_only else resume_training(state, self.stepper)
-            for place, raw in known.items():
-                rate, _, name = place.partition(".")
-                self._known.setdefault(name, {})[int(rate)] = pb.Calibrate.FromString(raw.numpy().tobytes())
+            self._known = {name: pb.Calibrate.FromString(raw.numpy().tobytes()) for name, raw in known.items()}
         self._untouched, self._saved = True, -1 if folder is None else self.step
 
     def _apply(self, news: pb.Calibrate) -> None:
         if news.dictionary:
             keep_dictionary(self.model, read_dictionary(news.dictionary))
-        for name in MODALITIES:
-            statistics, projection = getattr(news, name), getattr(self.model, f"{name}_projection")
-            if statistics.tables:
-                self.seam = with_tables(self.seam, name, statistics.tables, statistics.rate)
-                keep_tables(self.model, name, statistics.tables, statistics.rate)
-            if statistics.rotation and isinstance(projection, LevelProjection):
-                projection.rotate(_as_tensor(statistics.rotation).view(torch.int8))
-            if statistics.mean and isinstance(projection, LevelProjection):
-                projection.calibrate(
-                    *(_as_tensor(raw).view(torch.float32) for raw in (statistics.mean, statistics.std))
-                )
-
-
-def _as_tensor(raw: bytes) -> Tensor:
-    return torch.frombuffer(bytearray(raw), dtype=torch.uint8)
+        receivers = list(self.model.receivers().values())
+        for told in news.streams:
+            if told.stream >= len(receivers):
+                raise CodecError(f"statistics of stream {told.stream}, which was not agreed")
+            receivers[told.stream].learn(told)

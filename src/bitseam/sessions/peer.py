@@ -1,4 +1,4 @@
-"""One side's end of a session: channel + protocol + ledger, and tensors to and from coded messages."""
+"""One side's end of a session: channel + protocol + ledger."""
 
 from __future__ import annotations
 
@@ -7,11 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Literal, TypeVar
 
-import torch
-from torch import Tensor
-
-from bitseam.codecs import Codec
-from bitseam.errors import CodecError, PeerGoneError, RefusedError
+from bitseam.errors import PeerGoneError, RefusedError
 from bitseam.errors import printable as printable  # for those who log what a peer wrote
 from bitseam.sessions.ledger import Ledger
 from bitseam.transport import Channel
@@ -77,21 +73,6 @@ class Stopwatch:
         start = time.perf_counter()
         yield
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
-
-
-def encode(codec: Codec, tensor: Tensor, generator: torch.Generator | None = None, rate: int = 0) -> pb.Coded:
-    """A tensor as a message; rate: the number of its codec."""
-    return pb.Coded(shape=list(tensor.shape), payload=codec.encode(tensor.detach(), generator), rate=rate)
-
-
-def decode(codec: Codec, coded: pb.Coded, shape: tuple[int, ...], what: str, device: torch.device) -> Tensor:
-    """A message as a float32 tensor of exactly `shape`. Raises CodecError that names `what`."""
-    if tuple(coded.shape) != shape:
-        raise CodecError(f"{what}: shape {tuple(coded.shape)} where {shape} is due")
-    try:
-        return codec.decode(coded.payload, shape, device)
-    except CodecError as error:
-        raise type(error)(f"{what}: {error}") from error
 
 
 def _explain(refusal: pb.Refuse) -> str:

@@ -28,9 +28,9 @@ from bitseam.errors import (
 from bitseam.sessions.ledger import Ledger
 from bitseam.sessions.limits import require_image, require_rows
 from bitseam.sessions.party import ServerParty, StepReport
-from bitseam.sessions.peer import Peer, Stopwatch, decode, encode, printable
+from bitseam.sessions.peer import Peer, Stopwatch, printable
 from bitseam.sessions.seat import Seat
-from bitseam.streams.seam import Link, channels
+from bitseam.streams.coded import decode, encode
 from bitseam.text.batch import TextBatch
 from bitseam.text.symbols import kept_dictionary, read_text
 from bitseam.transport import Channel
@@ -50,7 +50,7 @@ class ServerSession:
     """
 
     def __init__(self, party: ServerParty, channel: Channel) -> None:
-        self.ledger = Ledger(party.seam.codec_ids(), party.seam.width)
+        self.ledger = Ledger(list(party.model.receivers().values()))
         self.id, self.client, self.purpose = secrets.token_hex(4), channel.name, ""
         self._began = time.monotonic()
         self.training = False
@@ -211,24 +211,23 @@ class ServerSession:
         self._party.face(self.client)
         self._party.learn(self.client, message)
 
-    def _read(self, message: pb.Forward | pb.Ask) -> tuple[TextBatch, Tensor, Tensor | None]:
-        party, seam = self._party, self._party.seam
-        text = read_text(message.text, party.prompter.vocabulary, kept_dictionary(party.model))
-        tokens = message.image.shape[1] if len(message.image.shape) == 3 else 0
+    def _read(self, message: pb.Forward | pb.Ask) -> tuple[TextBatch, dict[str, Tensor]]:
+        """The batch, and levels (..., C) of each stream. Raises CodecError for a stream too few or too many."""
+        party, model = self._party, self._party.model
+        text = read_text(message.text, party.prompter.vocabulary, kept_dictionary(model), model.hides_prompts)
+        came = {coded.stream: coded for coded in message.streams}
+        image = came.get(model.receivers()["image"].number, pb.Coded()).shape
+        tokens = image[1] if len(image) == 3 else 0
         new = message.max_new_tokens if isinstance(message, pb.Ask) else 0
-        require_rows(text, party.recipe, tokens, party.model.ways.positions, new)
-        agreed = party.recipe.seam
-        due = (int(text.image[-1]) + 1, tokens, channels(agreed.image_up, agreed.width))
-        codec = seam.image.at(message.image.rate, "image codes")
-        image = decode(codec, message.image, due, "image codes", party.device)
-        prompt = None
-        if seam.text is not None:
-            rows = (int((~text.answers).sum()), channels(agreed.text_up, agreed.width))
-            codec = seam.text.at(message.text.codes.rate, "text codes")
-            prompt = decode(codec, message.text.codes, rows, "text codes", party.device)
-        elif message.text.HasField("codes"):
-            raise CodecError("text codes: the prompt was agreed to cross as ids")
-        return text, image, prompt
+        require_rows(text, party.recipe, tokens, model.ways.positions, new)
+        levels = {}
+        for name, due in model.tokens_due(text, tokens).items():
+            receiver = model.receivers()[name]
+            levels[name] = receiver.decode(came.pop(receiver.number, pb.Coded()), due, party.device)
+        if came:
+            agreed = ", ".join(f"{r.number} ({name})" for name, r in model.receivers().items())
+            raise CodecError(f"codes of streams {sorted(came)}, which were not agreed; those are {agreed}")
+        return text, levels
 
     def _forward(self, message: pb.Forward) -> None:
         party, watch, seat = self._party, self.watch, self._require_seat()
@@ -244,16 +243,15 @@ class ServerSession:
         party.touch()
         party.face(seat.name)
         with watch("decode"):
-            self._calibrate(message.statistics)
-            text, image, prompt = self._read(message)
+            self._calibrate(message.news)
+            text, levels = self._read(message)
         party.model.train()
         with watch("server forward and backward"):
-            image.requires_grad_()
-            if prompt is not None:
-                prompt.requires_grad_()
+            for received in levels.values():
+                received.requires_grad_()
             bf16 = party.recipe.train.autocast == "bf16"
             with torch.autocast(party.device.type, torch.bfloat16, enabled=bf16):
-                loss = party.model.loss(text, image, prompt)
+                loss = party.model.loss(text, levels)
             value = float(loss.detach())
             if not math.isfinite(value):
                 raise NonFiniteError(f"the loss of step {message.step} is {value}; try a lower server.rate")
@@ -266,8 +264,10 @@ class ServerSession:
                 micro=message.micro,
                 loss=value,
                 answer_tokens=answer_tokens,
-                image=self._gradient(party.seam.image, image),
-                text=self._gradient(party.seam.text, prompt),
+                streams=[
+                    receiver.encode_gradient(levels[name], self._generator)
+                    for name, receiver in party.model.receivers().items()
+                ],
                 stopping=message.last and party.stopping.is_set(),
             )
         seat.request, seat.micro = request, message.micro + 1
@@ -277,12 +277,6 @@ class ServerSession:
         finally:  # a client that is gone may come back for the answer, and the step has happened
             if message.last:
                 self._update(seat)
-
-    def _gradient(self, link: Link | None, levels: Tensor | None) -> pb.Coded | None:
-        if link is None or levels is None:
-            return None
-        gradient = levels.grad if levels.grad is not None else torch.zeros_like(levels)
-        return encode(link.down, gradient, self._generator)
 
     def _update(self, seat: Seat) -> None:
         party = self._party
@@ -297,12 +291,12 @@ class ServerSession:
     def _ask(self, message: pb.Ask) -> None:
         party = self._party
         party.face(self.client)
-        text, image, prompt = self._read(message)
+        text, levels = self._read(message)
         if text.answers.any():
             raise CodecError("text: a question holds no answers")
         party.model.eval()
         streamer = _TokenStreamer(self._peer)
-        party.model.generate(text, image, prompt, message.max_new_tokens, party.prompter.end, streamer)
+        party.model.generate(text, levels, message.max_new_tokens, party.prompter.end, streamer)
 
 
 def seed_of(seed: int, step: int, micro: int) -> int:

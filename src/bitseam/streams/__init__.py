@@ -1,0 +1,10 @@
+"""What crosses: streams, each with a sending and a receiving end, codecs and tables.
+
+Shapes: D feature width, C code channels; leading dimensions (...), of tokens, are free.
+"""
+
+from bitseam.streams.receiver import Receiver, remember
+from bitseam.streams.sender import Sender
+from bitseam.streams.stream import Stream, agreed, build_streams
+
+__all__ = ["Receiver", "Sender", "Stream", "agreed", "build_streams", "remember"]

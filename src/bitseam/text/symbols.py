@@ -47,16 +47,13 @@ _FIRST, _FURTHER, _HERE, _TURN, _HIDDEN, _IDS = range(6)
 DICTIONARY = 2**15  # bytes: as far as deflate looks back
 
 
-def text_message(
-    text: TextBatch, vocabulary: int, dictionary: bytes = b"", prompt_codes: pb.Coded | None = None
-) -> pb.Text:
-    """A ragged batch as a message; ids of the prompt stay home where it crosses as codes. dictionary: as both sides
-    have it."""
+def text_message(text: TextBatch, vocabulary: int, dictionary: bytes = b"", hidden: bool = False) -> pb.Text:
+    """A ragged batch as a message. dictionary: as both sides have it. hidden: prompts cross as codes, and their ids
+    stay home."""
     return pb.Text(
         sequences=len(text.lengths),
         tokens=len(text.ids),
-        symbols=deflate(_raw(text, vocabulary, prompt_codes is not None), dictionary),
-        codes=prompt_codes,
+        symbols=deflate(_raw(text, vocabulary, hidden), dictionary),
     )
 
 
@@ -93,7 +90,7 @@ def deflate(raw: bytes, dictionary: bytes = b"") -> bytes:
     return stream.compress(raw) + stream.flush()
 
 
-def read_text(message: pb.Text, vocabulary: int, dictionary: bytes = b"") -> TextBatch:
+def read_text(message: pb.Text, vocabulary: int, dictionary: bytes = b"", hidden: bool = False) -> TextBatch:
     """The inverse of `text_message`. Raises CodecError for what it makes of no batch.
 
     Time and memory are bounded by the sequences and tokens that the message says, whatever its bytes.
@@ -123,7 +120,7 @@ def read_text(message: pb.Text, vocabulary: int, dictionary: bytes = b"") -> Tex
     }
     text = TextBatch(**{name: torch.from_numpy(part) for name, part in parts.items()})
     # Each batch has one stream of symbols: marks that are out of order, doubled or idle are not in it.
-    if not np.array_equal(_symbols(text, hidden=message.HasField("codes")), symbols):
+    if not np.array_equal(_symbols(text, hidden), symbols):
         raise CodecError("text: symbols that no batch gives")
     return text
 

@@ -106,7 +106,7 @@ def _step(
         with session.watch("data"):
             features, text = batches((step - 1) * plan.accumulate + micro)
         last = micro == plan.accumulate - 1
-        part = session.step(step, micro, last, features, text, recipe.seam.image_up.distortion_weight)
+        part = session.step(step, micro, last, features, text)
         loss, answer_tokens = loss + part.loss, answer_tokens + part.answer_tokens
         coded_bytes, predicted_bytes = coded_bytes + part.coded_bytes, predicted_bytes + part.predicted_bytes
     rate = stepper.rate

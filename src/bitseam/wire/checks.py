@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 from google.protobuf.message import Message
@@ -51,20 +52,18 @@ def check(message: Any, limits: Limits) -> None:
     elif isinstance(message, pb.Calibrate):
         _statistics(message, limits)
     elif isinstance(message, pb.Forward | pb.Ask):
-        _text(message.text, limits)
-        _coded("image", message.image, limits)
-        images, sequences = message.image.shape[0], message.text.sequences
-        _require(images <= sequences, f"image: {images} images in {sequences} texts")
+        _require(message.text.sequences >= 1, "text.sequences: 0")
+        _at_most("text.sequences", message.text.sequences, limits.batch)
+        _at_most("text.tokens", message.text.tokens, limits.tokens)
+        _streams(message.streams, limits)
         if isinstance(message, pb.Ask):
             _require(message.max_new_tokens >= 1, "max_new_tokens: 0")
             _at_most("max_new_tokens", message.max_new_tokens, limits.new_tokens)
         else:
-            _statistics(message.statistics, limits)
+            _statistics(message.news, limits)
     elif isinstance(message, pb.Backward):
         _require(math.isfinite(message.loss), f"loss: {message.loss}")
-        _coded("image", message.image, limits)
-        if message.HasField("text"):
-            _coded("text", message.text, limits)
+        _streams(message.streams, limits)
     elif isinstance(message, pb.Average | pb.Averaged):
         _at_most("weights: elements", math.prod(message.weights.shape[: limits.rank]), limits.weights)
         _require(len(message.weights.shape) == 1, "weights: not a row of numbers")
@@ -73,32 +72,32 @@ def check(message: Any, limits: Limits) -> None:
     _no_unknown_fields(message)  # last, when the number of parts is known to be small
 
 
-def _text(text: pb.Text, limits: Limits) -> None:
-    _require(text.sequences >= 1, "text.sequences: 0")
-    _at_most("text.sequences", text.sequences, limits.batch)
-    _at_most("text.tokens", text.tokens, limits.tokens)
-    if text.HasField("codes"):
-        _coded("text.codes", text.codes, limits)
-
-
-def _coded(name: str, coded: pb.Coded, limits: Limits) -> None:
-    _require(len(coded.shape) >= 1, f"{name}: no shape")
-    _at_most(f"{name}: dimensions", len(coded.shape), limits.rank)
-    shape = list(coded.shape)
-    _require(all(size >= 1 for size in shape), f"{name}: shape {shape} has an empty dimension")
-    _at_most(f"{name}: elements", math.prod(shape), limits.elements)
-    if name == "image" and len(shape) > 1:
-        _at_most("image: tokens", shape[1], limits.image_tokens)
+def _streams(streams: Sequence[pb.Coded], limits: Limits) -> None:
+    _numbers([coded.stream for coded in streams], limits)
+    for coded in streams:
+        name, shape = f"stream {coded.stream}", list(coded.shape)
+        _require(len(shape) >= 1, f"{name}: no shape")
+        _at_most(f"{name}: dimensions", len(shape), limits.rank)
+        _require(all(size >= 1 for size in shape), f"{name}: shape {shape} has an empty dimension")
+        _at_most(f"{name}: elements", math.prod(shape), limits.elements)
 
 
 def _statistics(message: pb.Calibrate, limits: Limits) -> None:
-    for name in ("image", "text"):
-        statistics = getattr(message, name)
-        mean, std = len(statistics.mean), len(statistics.std)
+    _numbers([told.stream for told in message.streams], limits)
+    for told in message.streams:
+        name, mean, std = f"stream {told.stream}", len(told.mean), len(told.std)
         _require(mean == std and mean % 4 == 0, f"{name}: statistics of {mean} and {std} bytes")
         _at_most(f"{name}: channels", mean // 4, limits.channels)
-        _at_most(f"{name}: bytes of tables", len(statistics.tables), limits.tables)
-        _at_most(f"{name}: bytes of a rotation", len(statistics.rotation), limits.rotation)
+        _at_most(f"{name}: bytes of a rotation", len(told.rotation), limits.rotation)
+        _at_most(f"{name}: tables", len(told.tables), limits.rates)
+        for tables in told.tables:
+            _at_most(f"{name}: bytes of tables", len(tables.frequencies), limits.tables)
+
+
+def _numbers(numbers: list[int], limits: Limits) -> None:
+    """Streams come once each, in their order."""
+    _at_most("streams", len(numbers), limits.streams)
+    _require(all(a < b for a, b in pairwise(numbers)), f"streams {numbers}: not each once, in their order")
 
 
 def _no_unknown_fields(message: Any) -> None:

@@ -14,6 +14,8 @@ class Limits:
     rank: int = 4
     elements: int = 2**28  # of one tensor
     batch: int = 4096  # sequences of a message
+    streams: int = 16  # that cross
+    rates: int = 16  # of a stream
     image_tokens: int = 2**14  # of one image
     tokens: int = 2**20  # of all sequences of a message
     terms: int = 64

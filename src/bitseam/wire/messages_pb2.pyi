@@ -62,14 +62,16 @@ class Envelope(_message.Message):
     def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., welcome: _Optional[_Union[Welcome, _Mapping]] = ..., refuse: _Optional[_Union[Refuse, _Mapping]] = ..., calibrate: _Optional[_Union[Calibrate, _Mapping]] = ..., ack: _Optional[_Union[Ack, _Mapping]] = ..., forward: _Optional[_Union[Forward, _Mapping]] = ..., backward: _Optional[_Union[Backward, _Mapping]] = ..., checkpoint: _Optional[_Union[Checkpoint, _Mapping]] = ..., ask: _Optional[_Union[Ask, _Mapping]] = ..., tokens: _Optional[_Union[Tokens, _Mapping]] = ..., goodbye: _Optional[_Union[Goodbye, _Mapping]] = ..., average: _Optional[_Union[Average, _Mapping]] = ..., averaged: _Optional[_Union[Averaged, _Mapping]] = ...) -> None: ...
 
 class Coded(_message.Message):
-    __slots__ = ("shape", "payload", "rate")
+    __slots__ = ("stream", "shape", "payload", "rate")
+    STREAM_FIELD_NUMBER: _ClassVar[int]
     SHAPE_FIELD_NUMBER: _ClassVar[int]
     PAYLOAD_FIELD_NUMBER: _ClassVar[int]
     RATE_FIELD_NUMBER: _ClassVar[int]
+    stream: int
     shape: _containers.RepeatedScalarFieldContainer[int]
     payload: bytes
     rate: int
-    def __init__(self, shape: _Optional[_Iterable[int]] = ..., payload: _Optional[bytes] = ..., rate: _Optional[int] = ...) -> None: ...
+    def __init__(self, stream: _Optional[int] = ..., shape: _Optional[_Iterable[int]] = ..., payload: _Optional[bytes] = ..., rate: _Optional[int] = ...) -> None: ...
 
 class Hello(_message.Message):
     __slots__ = ("version", "purpose", "terms", "session", "run", "steps", "image_tokens")
@@ -128,29 +130,35 @@ class Refuse(_message.Message):
     differences: _containers.RepeatedCompositeFieldContainer[Difference]
     def __init__(self, fault: _Optional[_Union[Fault, str]] = ..., reason: _Optional[str] = ..., differences: _Optional[_Iterable[_Union[Difference, _Mapping]]] = ...) -> None: ...
 
+class Tables(_message.Message):
+    __slots__ = ("rate", "frequencies")
+    RATE_FIELD_NUMBER: _ClassVar[int]
+    FREQUENCIES_FIELD_NUMBER: _ClassVar[int]
+    rate: int
+    frequencies: bytes
+    def __init__(self, rate: _Optional[int] = ..., frequencies: _Optional[bytes] = ...) -> None: ...
+
 class Statistics(_message.Message):
-    __slots__ = ("mean", "std", "tables", "rotation", "rate")
+    __slots__ = ("stream", "mean", "std", "rotation", "tables")
+    STREAM_FIELD_NUMBER: _ClassVar[int]
     MEAN_FIELD_NUMBER: _ClassVar[int]
     STD_FIELD_NUMBER: _ClassVar[int]
-    TABLES_FIELD_NUMBER: _ClassVar[int]
     ROTATION_FIELD_NUMBER: _ClassVar[int]
-    RATE_FIELD_NUMBER: _ClassVar[int]
+    TABLES_FIELD_NUMBER: _ClassVar[int]
+    stream: int
     mean: bytes
     std: bytes
-    tables: bytes
     rotation: bytes
-    rate: int
-    def __init__(self, mean: _Optional[bytes] = ..., std: _Optional[bytes] = ..., tables: _Optional[bytes] = ..., rotation: _Optional[bytes] = ..., rate: _Optional[int] = ...) -> None: ...
+    tables: _containers.RepeatedCompositeFieldContainer[Tables]
+    def __init__(self, stream: _Optional[int] = ..., mean: _Optional[bytes] = ..., std: _Optional[bytes] = ..., rotation: _Optional[bytes] = ..., tables: _Optional[_Iterable[_Union[Tables, _Mapping]]] = ...) -> None: ...
 
 class Calibrate(_message.Message):
-    __slots__ = ("image", "text", "dictionary")
-    IMAGE_FIELD_NUMBER: _ClassVar[int]
-    TEXT_FIELD_NUMBER: _ClassVar[int]
+    __slots__ = ("streams", "dictionary")
+    STREAMS_FIELD_NUMBER: _ClassVar[int]
     DICTIONARY_FIELD_NUMBER: _ClassVar[int]
-    image: Statistics
-    text: Statistics
+    streams: _containers.RepeatedCompositeFieldContainer[Statistics]
     dictionary: bytes
-    def __init__(self, image: _Optional[_Union[Statistics, _Mapping]] = ..., text: _Optional[_Union[Statistics, _Mapping]] = ..., dictionary: _Optional[bytes] = ...) -> None: ...
+    def __init__(self, streams: _Optional[_Iterable[_Union[Statistics, _Mapping]]] = ..., dictionary: _Optional[bytes] = ...) -> None: ...
 
 class Ack(_message.Message):
     __slots__ = ("step",)
@@ -159,50 +167,46 @@ class Ack(_message.Message):
     def __init__(self, step: _Optional[int] = ...) -> None: ...
 
 class Text(_message.Message):
-    __slots__ = ("sequences", "tokens", "symbols", "codes")
+    __slots__ = ("sequences", "tokens", "symbols")
     SEQUENCES_FIELD_NUMBER: _ClassVar[int]
     TOKENS_FIELD_NUMBER: _ClassVar[int]
     SYMBOLS_FIELD_NUMBER: _ClassVar[int]
-    CODES_FIELD_NUMBER: _ClassVar[int]
     sequences: int
     tokens: int
     symbols: bytes
-    codes: Coded
-    def __init__(self, sequences: _Optional[int] = ..., tokens: _Optional[int] = ..., symbols: _Optional[bytes] = ..., codes: _Optional[_Union[Coded, _Mapping]] = ...) -> None: ...
+    def __init__(self, sequences: _Optional[int] = ..., tokens: _Optional[int] = ..., symbols: _Optional[bytes] = ...) -> None: ...
 
 class Forward(_message.Message):
-    __slots__ = ("step", "micro", "last", "text", "image", "statistics")
+    __slots__ = ("step", "micro", "last", "text", "streams", "news")
     STEP_FIELD_NUMBER: _ClassVar[int]
     MICRO_FIELD_NUMBER: _ClassVar[int]
     LAST_FIELD_NUMBER: _ClassVar[int]
     TEXT_FIELD_NUMBER: _ClassVar[int]
-    IMAGE_FIELD_NUMBER: _ClassVar[int]
-    STATISTICS_FIELD_NUMBER: _ClassVar[int]
+    STREAMS_FIELD_NUMBER: _ClassVar[int]
+    NEWS_FIELD_NUMBER: _ClassVar[int]
     step: int
     micro: int
     last: bool
     text: Text
-    image: Coded
-    statistics: Calibrate
-    def __init__(self, step: _Optional[int] = ..., micro: _Optional[int] = ..., last: _Optional[bool] = ..., text: _Optional[_Union[Text, _Mapping]] = ..., image: _Optional[_Union[Coded, _Mapping]] = ..., statistics: _Optional[_Union[Calibrate, _Mapping]] = ...) -> None: ...
+    streams: _containers.RepeatedCompositeFieldContainer[Coded]
+    news: Calibrate
+    def __init__(self, step: _Optional[int] = ..., micro: _Optional[int] = ..., last: _Optional[bool] = ..., text: _Optional[_Union[Text, _Mapping]] = ..., streams: _Optional[_Iterable[_Union[Coded, _Mapping]]] = ..., news: _Optional[_Union[Calibrate, _Mapping]] = ...) -> None: ...
 
 class Backward(_message.Message):
-    __slots__ = ("step", "micro", "loss", "answer_tokens", "image", "text", "stopping")
+    __slots__ = ("step", "micro", "loss", "answer_tokens", "streams", "stopping")
     STEP_FIELD_NUMBER: _ClassVar[int]
     MICRO_FIELD_NUMBER: _ClassVar[int]
     LOSS_FIELD_NUMBER: _ClassVar[int]
     ANSWER_TOKENS_FIELD_NUMBER: _ClassVar[int]
-    IMAGE_FIELD_NUMBER: _ClassVar[int]
-    TEXT_FIELD_NUMBER: _ClassVar[int]
+    STREAMS_FIELD_NUMBER: _ClassVar[int]
     STOPPING_FIELD_NUMBER: _ClassVar[int]
     step: int
     micro: int
     loss: float
     answer_tokens: int
-    image: Coded
-    text: Coded
+    streams: _containers.RepeatedCompositeFieldContainer[Coded]
     stopping: bool
-    def __init__(self, step: _Optional[int] = ..., micro: _Optional[int] = ..., loss: _Optional[float] = ..., answer_tokens: _Optional[int] = ..., image: _Optional[_Union[Coded, _Mapping]] = ..., text: _Optional[_Union[Coded, _Mapping]] = ..., stopping: _Optional[bool] = ...) -> None: ...
+    def __init__(self, step: _Optional[int] = ..., micro: _Optional[int] = ..., loss: _Optional[float] = ..., answer_tokens: _Optional[int] = ..., streams: _Optional[_Iterable[_Union[Coded, _Mapping]]] = ..., stopping: _Optional[bool] = ...) -> None: ...
 
 class Checkpoint(_message.Message):
     __slots__ = ("step",)
@@ -211,14 +215,14 @@ class Checkpoint(_message.Message):
     def __init__(self, step: _Optional[int] = ...) -> None: ...
 
 class Ask(_message.Message):
-    __slots__ = ("text", "image", "max_new_tokens")
+    __slots__ = ("text", "streams", "max_new_tokens")
     TEXT_FIELD_NUMBER: _ClassVar[int]
-    IMAGE_FIELD_NUMBER: _ClassVar[int]
+    STREAMS_FIELD_NUMBER: _ClassVar[int]
     MAX_NEW_TOKENS_FIELD_NUMBER: _ClassVar[int]
     text: Text
-    image: Coded
+    streams: _containers.RepeatedCompositeFieldContainer[Coded]
     max_new_tokens: int
-    def __init__(self, text: _Optional[_Union[Text, _Mapping]] = ..., image: _Optional[_Union[Coded, _Mapping]] = ..., max_new_tokens: _Optional[int] = ...) -> None: ...
+    def __init__(self, text: _Optional[_Union[Text, _Mapping]] = ..., streams: _Optional[_Iterable[_Union[Coded, _Mapping]]] = ..., max_new_tokens: _Optional[int] = ...) -> None: ...
 
 class Tokens(_message.Message):
     __slots__ = ("ids", "last")

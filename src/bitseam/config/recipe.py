@@ -1,28 +1,18 @@
-"""Recipes: what a run is. Frozen dataclasses, TOML in, canonical JSON out.
+"""Recipes: what a run is, as frozen dataclasses.
 
 Both parties read the same recipe file. What must be alike on both sides is compared in the handshake
-(`bitseam.streams.seam.terms`); the rest, such as paths and learning rates, is each side's own.
+(`bitseam.sessions.terms`); the rest, such as paths and learning rates, is each side's own.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import json
-import re
-import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BeforeValidator, ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
-from bitseam.errors import ConfigError, printable
-
-_MOST_FAULTS = 20  # that an error names
-_MOST_BYTES = 2**20  # of a recipe
-# Python's reader of TOML takes gigabytes for keys of very many parts.
-_DEEP_KEY = re.compile(r"""(?:\.[ \t]*(?:[\w-]+|"(?:[^"\\\n]|\\.)*"|'[^'\n]*')[ \t]*){20}""")
 _strict = ConfigDict(extra="forbid")  # a misspelt option must never be silently ignored
 
 Count = Annotated[int, Field(ge=1, le=2**53)]
@@ -32,10 +22,29 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Multiple = Annotated[float, Field(ge=0.01, le=100)]
 Plain = Annotated[str, Field(pattern=r"^[^\x00]*$")]  # a path or a name for the system, which takes no zero byte
 Name = Annotated[Plain, Field(min_length=1)]
-QuantizerName = Literal[
-    "rd-fsq", "rd-fsq-tensor", "tanh-fsq", "learned-clip-fsq", "step-fsq", "rate-fsq", "fp32", "fp16", "bf16"
-]
-GradientName = Literal["stochastic", "entropy-stochastic", "fp32", "fp16", "bf16"]
+QuantizerName = Literal["rd-fsq", "rd-fsq-tensor", "tanh-fsq", "learned-clip-fsq", "step-fsq", "rate-fsq", "none"]
+STREAMS = ("image", "text")  # their order numbers those of a run
+GRID_CODECS = ("uniform", "entropy-uniform")  # of levels on a grid, which a quantizer gives
+
+
+def _codec(usual: str) -> Callable[..., Any]:
+    """What makes a codec's id, or its options alone, a table with an id."""
+
+    def table(value: Any = None) -> Any:
+        if isinstance(value, str):
+            return {"id": value}
+        return {"id": usual, **value} if isinstance(value, Mapping) else {"id": usual} if value is None else value
+
+    return table
+
+
+def _with_image(value: Any) -> Any:
+    """Streams as a recipe names them, in their order; images always cross."""
+    if not isinstance(value, Mapping):
+        return value
+    if unknown := [str(name) for name in value if name not in STREAMS]:
+        raise ValueError(f"{', '.join(unknown)}: nothing of that name crosses; streams are {', '.join(STREAMS)}")
+    return {name: value.get(name, {}) for name in STREAMS if name == "image" or name in value}
 
 
 @dataclass(frozen=True, config=_strict)
@@ -81,20 +90,25 @@ class Server:
 
 
 @dataclass(frozen=True, config=_strict)
-class Up:
-    """How features cross: `rd-fsq` (the paper's, with per-channel statistics), `rd-fsq-tensor` (its own statistics),
-    `tanh-fsq`, `learned-clip-fsq` (of each channel), `step-fsq` (a planned step each), `rate-fsq` (one step for all
-    principal directions, bits in the loss), or a float format."""
+class Stream:
+    """How one kind of tensor crosses, and how its gradients come back.
+
+    quantizer: `rd-fsq` (the paper's, with per-channel statistics), `rd-fsq-tensor` (its own statistics), `tanh-fsq`,
+    `learned-clip-fsq` (of each channel), `step-fsq` (a planned step each), `rate-fsq` (one step for all principal
+    directions, bits in the loss), or `none`: the codec takes the features as they are.
+    codec, gradient: a codec's id, or a table of its id and options (docs/codecs.md). After a quantizer, codes are
+    written by `uniform`, at a fixed rate, or `entropy-uniform`, whose levels and clip are the quantizer's.
+    """
 
     quantizer: QuantizerName = "rd-fsq"
     channels: Count | None = None  # the seam's width by default
     projection: Literal["learned", "fixed"] = "learned"  # maps around the levels; fixed: as they start, near identity
     levels: Levels = 4
     clip: Annotated[float, Field(gt=0, le=100)] = 1.5  # outermost level, in deviations; a learned clip starts there
-    coding: Literal["packed", "entropy"] = "packed"  # codes at a fixed rate, or at their entropy (256 levels at most)
-    groups: Annotated[int, Field(ge=1, le=4096)] = 16  # of channels, each with a table of its own; for entropy coding
-    contexts: Annotated[int, Field(ge=1, le=15)] = 1  # odd; how many tables each group has, chosen by the left and the
-    # upper token of an image; for entropy coding
+    codec: Annotated[dict[str, Any], BeforeValidator(_codec("uniform"))] = Field(default_factory=_codec("uniform"))
+    gradient: Annotated[dict[str, Any], BeforeValidator(_codec("stochastic"))] = Field(
+        default_factory=_codec("stochastic")
+    )
     steps: tuple[Annotated[float, Field(ge=0, le=1000)], ...] = ()  # of `step-fsq`, in deviations; 0 drops a channel
     distortion_weight: Rate = 0.25  # in the loss; of `rate-fsq`'s mean bits an element
     rates: Annotated[tuple[Multiple, ...], Field(min_length=1, max_length=16)] = (1.0,)  # of `rate-fsq`: multiples of
@@ -102,53 +116,36 @@ class Up:
     rate: Annotated[int, Field(ge=0)] = 0  # which of `rates` questions are asked at
 
     def __post_init__(self) -> None:
-        if self.quantizer == "rate-fsq" and (self.coding != "entropy" or self.levels % 2 == 0):
-            raise ValueError("rate-fsq needs coding = 'entropy' and an odd number of levels")
+        kind = self.codec["id"]
+        if self.quantizer == "none":
+            if kind in GRID_CODECS:
+                raise ValueError(f"codec {kind} writes a quantizer's levels: with quantizer = 'none' name another")
+        elif kind not in GRID_CODECS:
+            raise ValueError(
+                f"codec {kind} takes features as they are: set quantizer = 'none', or one of {', '.join(GRID_CODECS)}"
+            )
+        elif given := {"levels", "clip", "tables"} & self.codec.keys():
+            raise ValueError(f"codec: {', '.join(sorted(given))} are the quantizer's; set them beside it")
+        if self.quantizer == "rate-fsq" and (kind != "entropy-uniform" or self.levels % 2 == 0):
+            raise ValueError("rate-fsq needs codec = 'entropy-uniform' and an odd number of levels")
         if self.rates != (1.0,) and self.quantizer != "rate-fsq":
             raise ValueError(f"rates are for the quantizer rate-fsq, not {self.quantizer}")
         if self.rate >= len(self.rates):
             raise ValueError(f"rate {self.rate}: there are {len(self.rates)} rates, from 0 on")
-        if self.contexts % 2 == 0 or self.groups * self.contexts > 4096:
-            raise ValueError("contexts must be an odd number, and groups x contexts at most 4096")
-        if self.contexts > 1 and self.coding != "entropy":
-            raise ValueError("contexts are for coding = 'entropy'")
         if self.steps and self.quantizer != "step-fsq":
             raise ValueError(f"steps are for the quantizer step-fsq, not {self.quantizer}")
 
 
 @dataclass(frozen=True, config=_strict)
-class Down:
-    """How gradients cross."""
-
-    codec: GradientName = "stochastic"
-    levels: Levels = 4
-    block: Literal["token"] | Count = "token"  # elements that share a scale
-    step: Annotated[float, Field(ge=0.05, le=1000)] = 2.0  # of `entropy-stochastic`, in root mean squares of a message
-
-
-@dataclass(frozen=True, config=_strict)
 class Seam:
-    """Where and how the model is cut.
+    """Where the model is cut.
 
-    width: the language model's hidden size, which the client cannot look up.
-    text: `ids` where the server may read the prompt, `codes` where it gets quantized embeddings. max_tokens: of an
-    image; the server takes no more.
+    width: the language model's hidden size, which the client cannot look up. max_tokens: of an image; the server takes
+    no more.
     """
 
     width: Count
     max_tokens: Count = 1024
-    text: Literal["ids", "codes"] = "ids"
-    image_up: Up = Up()
-    image_down: Down = Down()
-    text_up: Up = Up()
-    text_down: Down = Down()
-
-    def __post_init__(self) -> None:
-        if self.text_up.contexts > 1:
-            raise ValueError("text_up.contexts: tokens of text have none but 1")
-        for name, up in (("image_up", self.image_up), ("text_up", self.text_up)):
-            if up.steps and len(up.steps) != (up.channels or self.width):
-                raise ValueError(f"{name}.steps: {len(up.steps)} steps for {up.channels or self.width} channels")
 
 
 @dataclass(frozen=True, config=_strict)
@@ -242,7 +239,11 @@ class Network:
 
 @dataclass(frozen=True, config=_strict)
 class Recipe:
-    """One run. `threads` is for each process; 0 leaves PyTorch's choice."""
+    """One run.
+
+    streams: what crosses beside the ids of texts. `image` always does; where there is `text`, prompts cross as codes
+    of their embeddings, and the server does not see their ids. threads: of each process; 0 leaves PyTorch's choice.
+    """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._-]*$", max_length=100)]
     client: Client
@@ -251,96 +252,23 @@ class Recipe:
     text: Text
     data: Data
     train: Train
+    streams: Annotated[dict[str, Stream], BeforeValidator(_with_image)] = Field(
+        default_factory=lambda: {"image": Stream()}
+    )
     network: Network = Network()
     out: Plain = ""  # folder of checkpoints and logs; runs/NAME by default
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0  # what TOML's integers hold
     threads: Annotated[int, Field(ge=0, le=4096)] = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"
 
+    def __post_init__(self) -> None:
+        for name, stream in self.streams.items():
+            due = stream.channels or self.seam.width
+            if stream.steps and len(stream.steps) != due:
+                raise ValueError(f"streams.{name}.steps: {len(stream.steps)} steps for {due} channels")
+            if name != "image" and stream.codec.get("contexts", 1) != 1:
+                raise ValueError(f"streams.{name}.codec.contexts: only images have neighbours to choose tables by")
+
     @property
     def folder(self) -> Path:
         return Path(self.out or f"runs/{self.name}")
-
-
-def load_recipe(path: str | Path, overrides: Mapping[str, Any] | None = None, plan: str | Path | None = None) -> Recipe:
-    """Read a recipe; `plan`, a fragment of one, is laid over it, and over both `overrides`: dotted keys to values.
-
-    Raises ConfigError that names the file and each wrong key.
-    """
-    raw = _read(path)
-    if plan is not None:
-        _lay_over(raw, _read(plan))
-        path = f"{path} with {plan}"
-    for key, value in (overrides or {}).items():
-        _set(raw, key.split("."), value, path)
-    return parse_recipe(raw, printable(str(path)))
-
-
-def parse_recipe(raw: Mapping[str, Any], where: str) -> Recipe:
-    """Check a nested mapping against the recipe's fields; `where` names it in errors."""
-    try:
-        return TypeAdapter(Recipe).validate_python(raw)
-    except ValidationError as error:
-        faults = error.errors(include_url=False, include_context=False)
-        lines = [_explain(item) for item in faults[:_MOST_FAULTS]]
-        if len(faults) > _MOST_FAULTS:
-            lines.append(f"and {len(faults) - _MOST_FAULTS:,} more")
-        raise ConfigError(f"{where}: " + "; ".join(lines)) from error
-    except RecursionError as error:
-        raise ConfigError(f"{where}: it is nested too deeply") from error
-
-
-def canonical(value: Any) -> str:
-    """Dataclass, dict or list -> JSON with sorted keys and no spaces: equal values give equal text."""
-    plain = dataclasses.asdict(value) if dataclasses.is_dataclass(value) and not isinstance(value, type) else value
-    return json.dumps(plain, sort_keys=True, separators=(",", ":"), allow_nan=False)
-
-
-def _read(path: str | Path) -> dict[str, Any]:
-    where = printable(str(path))
-    try:
-        with Path(path).open("rb") as file:
-            raw = file.read(_MOST_BYTES + 1)
-        text = raw.decode()
-        if len(raw) > _MOST_BYTES or _DEEP_KEY.search(text):
-            raise ConfigError(f"{where}: over {_MOST_BYTES:,} bytes, or a key of over 20 parts: not a recipe")
-        return tomllib.loads(text)
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{where}: cannot read the recipe: {printable(str(error))}") from error
-    except RecursionError as error:
-        raise ConfigError(f"{where}: it is nested too deeply") from error
-    except ValueError as error:  # TOML's own, and numbers that Python does not read
-        raise ConfigError(f"{where}: not valid TOML: {printable(str(error))}") from error
-
-
-def _lay_over(raw: dict[str, Any], fragment: Mapping[str, Any]) -> None:
-    for key, value in fragment.items():
-        if isinstance(value, dict) and isinstance(raw.get(key), dict):
-            _lay_over(raw[key], value)
-        else:
-            raw[key] = value
-
-
-def _explain(item: Any) -> str:
-    key = printable(".".join(str(part) for part in item["loc"] if not str(part).startswith("literal[")))
-    if item["type"] == "unexpected_keyword_argument":
-        return f"{key}: unknown key"
-    if item["type"] == "missing":
-        return f"{key}: missing"
-    shown = "" if isinstance(item["input"], dict) else f" (got {_shown(item['input'])})"
-    return f"{key}: {printable(item['msg'])}{shown}"
-
-
-def _shown(value: Any) -> str:
-    try:
-        return printable(repr(value))
-    except (ValueError, RecursionError):  # a number of very many digits, a list of very many lists
-        return f"a very large {type(value).__name__}"
-
-
-def _set(raw: dict[str, Any], keys: list[str], value: Any, path: str | Path) -> None:
-    for key in keys[:-1]:
-        raw = raw.setdefault(key, {})
-        if not isinstance(raw, dict):
-            raise ConfigError(printable(f"{path}: {'.'.join(keys)}: {key} is not a table"))
-    raw[keys[-1]] = value

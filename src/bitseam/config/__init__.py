@@ -1,0 +1,35 @@
+"""Recipes: what a run is."""
+
+from bitseam.config.reading import canonical, load_recipe, parse_recipe
+from bitseam.config.recipe import (
+    GRID_CODECS,
+    STREAMS,
+    Client,
+    Data,
+    Lora,
+    Network,
+    Recipe,
+    Seam,
+    Server,
+    Stream,
+    Text,
+    Train,
+)
+
+__all__ = [
+    "GRID_CODECS",
+    "STREAMS",
+    "Client",
+    "Data",
+    "Lora",
+    "Network",
+    "Recipe",
+    "Seam",
+    "Server",
+    "Stream",
+    "Text",
+    "Train",
+    "canonical",
+    "load_recipe",
+    "parse_recipe",
+]
