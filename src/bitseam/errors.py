@@ -4,6 +4,9 @@
     |-- CheckError           several things are wrong, found before anything was begun
     |-- ConfigError          a recipe or an option: unknown key, value out of range
     |   `-- ClaimedError         another process runs in the folder
+    |-- UsageError           the Python API, used as it cannot be
+    |   |-- ClosedError          after close or stop, or before start
+    |   `-- BusyError            while another call is under way, in another thread say
     |-- AssetError           fetching weights or data
     |   |-- NoNetworkError       the registry cannot be reached
     |   |-- ChecksumError        what came is not what was pinned
@@ -65,6 +68,18 @@ class ConfigError(BitseamError):
 
 class ClaimedError(ConfigError):
     """Another process runs in the folder."""
+
+
+class UsageError(BitseamError):
+    """The Python API is used as it cannot be."""
+
+
+class ClosedError(UsageError):
+    """A call after the end of what it is of, or before its beginning."""
+
+
+class BusyError(UsageError):
+    """A call while another one is under way."""
 
 
 class AssetError(BitseamError):

@@ -1,6 +1,6 @@
 """Recipes: what a run is."""
 
-from bitseam.config.reading import canonical, load_recipe, parse_recipe
+from bitseam.config.reading import canonical, load_recipe, parse_recipe, parse_stream
 from bitseam.config.recipe import (
     GRID_CODECS,
     STREAMS,
@@ -32,4 +32,5 @@ __all__ = [
     "canonical",
     "load_recipe",
     "parse_recipe",
+    "parse_stream",
 ]

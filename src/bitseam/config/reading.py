@@ -7,38 +7,55 @@ import json
 import re
 import tomllib
 from collections.abc import Mapping
+from copy import deepcopy
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
-from bitseam.config.recipe import Recipe
+from bitseam.config.recipe import Recipe, Stream
 from bitseam.errors import ConfigError, printable
 
+T = TypeVar("T")
 _MOST_FAULTS = 20  # that an error names
 _MOST_BYTES = 2**20  # of a recipe
 # Python's reader of TOML takes gigabytes for keys of very many parts.
 _DEEP_KEY = re.compile(r"""(?:\.[ \t]*(?:[\w-]+|"(?:[^"\\\n]|\\.)*"|'[^'\n]*')[ \t]*){20}""")
 
 
-def load_recipe(path: str | Path, overrides: Mapping[str, Any] | None = None, plan: str | Path | None = None) -> Recipe:
-    """Read a recipe; `plan`, a fragment of one, is laid over it, and over both `overrides`: dotted keys to values.
+def load_recipe(
+    source: str | Path | Mapping[str, Any],
+    overrides: Mapping[str, Any] | None = None,
+    plan: str | Path | None = None,
+) -> Recipe:
+    """Read a recipe, a file or tables; `plan`, a fragment of one, is laid over it, and over both `overrides`: dotted
+    keys to values.
 
     Raises ConfigError that names the file and each wrong key.
     """
-    raw = _read(path)
+    given = isinstance(source, Mapping)
+    raw, where = (deepcopy(dict(source)), "the recipe") if given else (_read(source), str(source))
     if plan is not None:
         _lay_over(raw, _read(plan))
-        path = f"{path} with {plan}"
+        where = f"{where} with {plan}"
     for key, value in (overrides or {}).items():
-        _set(raw, key.split("."), value, path)
-    return parse_recipe(raw, printable(str(path)))
+        _set(raw, key.split("."), value, where)
+    return parse_recipe(raw, printable(where))
 
 
 def parse_recipe(raw: Mapping[str, Any], where: str) -> Recipe:
     """Check a nested mapping against the recipe's fields; `where` names it in errors."""
+    return _parse(Recipe, raw, where)
+
+
+def parse_stream(raw: Mapping[str, Any], where: str) -> Stream:
+    """As `parse_recipe`, of the table of one stream."""
+    return _parse(Stream, raw, where)
+
+
+def _parse(kind: type[T], raw: Mapping[str, Any], where: str) -> T:
     try:
-        return TypeAdapter(Recipe).validate_python(raw)
+        return TypeAdapter(kind).validate_python(raw)
     except ValidationError as error:
         faults = error.errors(include_url=False, include_context=False)
         lines = [_explain(item) for item in faults[:_MOST_FAULTS]]
@@ -97,9 +114,9 @@ def _shown(value: Any) -> str:
         return f"a very large {type(value).__name__}"
 
 
-def _set(raw: dict[str, Any], keys: list[str], value: Any, path: str | Path) -> None:
+def _set(raw: dict[str, Any], keys: list[str], value: Any, where: str) -> None:
     for key in keys[:-1]:
         raw = raw.setdefault(key, {})
         if not isinstance(raw, dict):
-            raise ConfigError(printable(f"{path}: {'.'.join(keys)}: {key} is not a table"))
+            raise ConfigError(printable(f"{where}: {'.'.join(keys)}: {key} is not a table"))
     raw[keys[-1]] = value

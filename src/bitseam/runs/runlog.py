@@ -37,7 +37,8 @@ class RunLog:
     only answers leaves the log of its training alone.
     """
 
-    def __init__(self, out: Path, side: Literal["client", "server"], steps: int) -> None:
+    def __init__(self, out: Path, side: Literal["client", "server"], steps: int, shown: bool = True) -> None:
+        """shown: whether there is a bar."""
         self._lines = Byproduct(out / side / "log.jsonl")
         self._curves = Curves(out / side / "tensorboard")
         self._last: int | None = None
@@ -49,6 +50,7 @@ class RunLog:
             TimeElapsedColumn(),
             TimeRemainingColumn(),
             console=Terminal(stderr=True),
+            disable=not shown,
         )
         self._task = self._bar.add_task(side, total=steps, loss=float("nan"))
 
@@ -57,6 +59,7 @@ class RunLog:
 
     def __exit__(self, *_: object) -> None:
         self._bar.stop()
+        self._last = None  # a step after this begins anew
 
     def step(self, step: int, row: dict[str, Any]) -> None:
         """One optimiser step; numbers in `row` become curves."""

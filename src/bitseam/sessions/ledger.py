@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from bitseam.streams import Stream
+from bitseam.streams import End
 from bitseam.wire import messages_pb2 as pb
 
 Direction = Literal["up", "down"]
@@ -32,7 +32,7 @@ class Ledger:
     streams: by number.
     """
 
-    streams: Sequence[Stream]
+    streams: Sequence[End]
     entries: defaultdict[tuple[Direction, str, str], Entry] = field(default_factory=lambda: defaultdict(Entry))
 
     def record(self, direction: Direction, message: object, frame: bytes) -> None:

@@ -6,7 +6,7 @@ import math
 
 from bitseam import config
 from bitseam.errors import CodecError, LimitError, ModelError, RefusedError
-from bitseam.streams import Stream, build_streams
+from bitseam.streams import End, build_streams
 from bitseam.text.batch import TextBatch
 from bitseam.text.symbols import most_symbol_bytes
 from bitseam.transport import HELD_BYTES
@@ -19,7 +19,7 @@ _COPIES = 4  # of the frame that a session works on: as it came, parsed, a paylo
 
 def session_limits(recipe: config.Recipe, vocabulary: int) -> Limits:
     """The least limits under which everything passes that the recipe lets an honest side send."""
-    streams = list(build_streams(Stream, recipe.streams, recipe.seam.width).values())
+    streams = list(build_streams(End, recipe.streams, recipe.seam.width).values())
     batch = max(recipe.train.batch, QUESTIONS)
     tokens = batch * recipe.text.max_tokens
     carried = {"image": (batch, recipe.seam.max_tokens), "text": (tokens,)}

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from bitseam import config
-from bitseam.streams import Stream, agreed
+from bitseam.streams import End, agreed
 from bitseam.text.prompts import Prompter
 
 
 def terms(
-    recipe: config.Recipe, streams: Mapping[str, Stream], prompter: Prompter, weights: str | None = None
+    recipe: config.Recipe, streams: Mapping[str, End], prompter: Prompter, weights: str | None = None
 ) -> dict[str, str]:
     """The terms of a run.
 

@@ -5,6 +5,6 @@ Shapes: D feature width, C code channels; leading dimensions (...), of tokens, a
 
 from bitseam.streams.receiver import Receiver, remember
 from bitseam.streams.sender import Sender
-from bitseam.streams.stream import Stream, agreed, build_streams
+from bitseam.streams.end import End, agreed, build_streams
 
-__all__ = ["Receiver", "Sender", "Stream", "agreed", "build_streams", "remember"]
+__all__ = ["End", "Receiver", "Sender", "agreed", "build_streams", "remember"]

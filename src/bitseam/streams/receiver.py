@@ -10,15 +10,15 @@ from bitseam.errors import CodecError
 from bitseam.quant import LevelProjection
 from bitseam.streams.build import build_projection
 from bitseam.streams.coded import decode, encode
-from bitseam.streams.stream import Stream
+from bitseam.streams.end import End
 from bitseam.wire import messages_pb2 as pb
 
 
-class Receiver(Stream):
+class Receiver(End):
     """Coded message -> levels (..., C) -> features (..., D); and the gradient by the levels, coded, on the way back."""
 
     def __init__(self, name: str, number: int, settings: config.Stream, width: int) -> None:
-        """As `Stream`."""
+        """As `End`."""
         super().__init__(name, number, settings, width)
         self.projection = build_projection(settings, width)
 

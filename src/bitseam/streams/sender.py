@@ -13,12 +13,12 @@ from bitseam import config
 from bitseam.quant import Quantized, RateFSQ
 from bitseam.streams.build import build_quantizer
 from bitseam.streams.coded import decode, encode
-from bitseam.streams.stream import Stream
+from bitseam.streams.end import End
 from bitseam.streams.tables import Fit
 from bitseam.wire import messages_pb2 as pb
 
 
-class Sender(Stream):
+class Sender(End):
     """Features (..., D) -> levels (..., C) -> coded message; and the coded gradient that comes back.
 
     rate: in use. What the other side must know to read the codes, statistics, directions and tables, comes from `news`
@@ -26,7 +26,7 @@ class Sender(Stream):
     """
 
     def __init__(self, name: str, number: int, settings: config.Stream, width: int) -> None:
-        """As `Stream`."""
+        """As `End`."""
         super().__init__(name, number, settings, width)
         self.quantizer = build_quantizer(settings, width, self.codec(0))
         self.rate = 0

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,99 +30,193 @@ from bitseam.text.batch import TextBatch
 
 log = logging.getLogger(__name__)
 
-Batches = Callable[[int], tuple[Tensor, TextBatch]]  # number of a micro-batch -> features (I, M, Dv), text
+Micro = tuple[Tensor, TextBatch]  # one micro-batch: features (I, M, Dv), text
+Batches = Callable[[int], Micro]  # by the micro-batch's number
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """One optimiser step, as OUT/client/log.jsonl has it.
+
+    loss: mean over answer tokens, nats. norm: of the gradient, before clipping. rate: of learning. up_bytes,
+    down_bytes, fp16_bytes: that have crossed since the run began, and what they would have been at fp16. coded_bytes,
+    predicted_bytes: of this step's entropy-coded features, and what their tables predict. step_seconds: that it took;
+    seconds: by part.
+    """
+
+    step: int
+    loss: float
+    answer_tokens: int
+    norm: float
+    rate: float
+    up_bytes: int
+    down_bytes: int
+    coded_bytes: int
+    predicted_bytes: float
+    fp16_bytes: int
+    step_seconds: float
+    seconds: dict[str, float]
+
+
+Callback = Callable[[StepRecord], object]  # what it returns, where true, ends the training after this step
+
+
+class Training:
+    """A session's training, a step at a time, from the step that it stands at to `recipe.train.steps`.
+
+    Both halves are checkpointed below `recipe.folder`: as calibrated, every so many steps, and at the end. shown: with
+    a progress bar.
+    """
+
+    def __init__(self, session: ClientSession, recipe: config.Recipe, batches: Batches, shown: bool = True) -> None:
+        self.session = session
+        self._recipe, self._batches = recipe, batches
+        self._stepper = Stepper(session.model, recipe.client.rate, recipe.train)
+        self._log = RunLog(recipe.folder, "client", recipe.train.steps, shown)
+        self._begun = False
+
+    @property
+    def over(self) -> bool:
+        """Whether all steps of the recipe are taken."""
+        return self.session.reached >= self._recipe.train.steps
+
+    def run(
+        self,
+        steps: int | None = None,
+        callbacks: Sequence[Callback] = (),
+        told: Callable[[], bool] = lambda: False,
+    ) -> Path:
+        """Take `steps` steps, or all that are left; returns the client's last checkpoint, which is of the last step.
+
+        told: whether to stop after the step under way. Where the server comes back at an earlier step, so does the
+        client. Raises NonFiniteError, PeerGoneError, RefusedError and what the data and callbacks raise; the last
+        checkpoint is then intact.
+        """
+        last = self._recipe.train.steps if steps is None else self.session.reached + steps
+        stopped = False
+        with self._log:
+            for record in self.steps(lambda: stopped or told() or self.session.reached >= last):
+                stopped = any([callback(record) for callback in callbacks])  # each of them is told
+        return self._folder
+
+    def steps(self, told: Callable[[], bool]) -> Iterator[StepRecord]:
+        """Take steps, and tell of each, until there is none left or, when the record has been looked at, `told` says to
+        stop; both halves are then written."""
+        while True:
+            try:
+                self.begin()
+                while not self.over:
+                    yield self.step(self.draw())
+                    stop = told()
+                    self.keep(stop)
+                    if stop:
+                        break
+                return
+            except SessionLostError as error:
+                log.warning("%s", error)
+            except BitseamError as error:
+                total = self._recipe.train.steps
+                fault = f"training stopped in step {self.session.reached + 1} of {total}: {error}"
+                if any((self._recipe.folder / "client").glob("step-*/config.json")):
+                    fault += f"\nCheckpoints below {self._recipe.folder}/client are intact"
+                raise type(error)(fault) from error
+
+    def begin(self) -> None:
+        """Be where the server is: at a checkpoint, or calibrated for the first step."""
+        if self._begun:
+            return
+        session, recipe = self.session, self._recipe
+        run, steps = held(recipe, "client")
+        if (run, session.reached in steps) == (session.run, True):
+            folder = self._folder
+            log.info("going on from %s", folder)
+            restore_client(session.model, folder, recipe)
+            session.restore(session.reached, resume_training(load_training(folder), self._stepper))
+            if not session.ledger.coded_bytes("Forward", "image"):  # a process that begins anew
+                session.ledger.restore(load_crossed(folder))
+        else:
+            drawn = [self._batches(i) for i in range(recipe.train.calibrate)]
+            features = torch.cat([features.detach() for features, _ in drawn])
+            session.calibrate(features, TextBatch.join([text for _, text in drawn]))
+            self.save()
+        self._begun = True
+
+    def draw(self) -> Iterator[Micro]:
+        """The micro-batches of the step that is due, each when it is asked for."""
+        first = self.session.reached * self._recipe.train.accumulate
+        return (self._batches(first + micro) for micro in range(self._recipe.train.accumulate))
+
+    def step(self, micros: Iterable[Micro]) -> StepRecord:
+        """One optimiser step, of as many micro-batches as the recipe says, and the average that is due after it.
+
+        Raises SessionLostError where the server has come back at an earlier step, which `begin` then goes back to.
+        """
+        try:
+            record = self._step(micros)
+            values = asdict(record)
+            self._log.step(values.pop("step"), values)
+            if self._recipe.train.sharing == "averaged" and record.step % self._recipe.train.round == 0:
+                self.session.average(record.step)
+        except SessionLostError:
+            self._begun = False
+            raise
+        return record
+
+    def keep(self, now: bool = False) -> None:
+        """Write checkpoints where they are due, or now. Raises SessionLostError as `step` does."""
+        if now or self.over or self.session.reached % self._recipe.train.checkpoint_every == 0 or self.session.stopping:
+            self.save()
+
+    def save(self) -> Path:
+        """Write both halves, at the present step: the server's first, so that ours never is of a step that it does not
+        have; returns ours."""
+        session = self.session
+        try:
+            session.checkpoint(session.reached)
+        except SessionLostError:
+            self._begun = False
+            raise
+        identity = Identity(session.run, session.reached)
+        state = training_state(self._stepper, session.state())
+        return save_client(session.model, self._recipe, identity, self._recipe.folder, state, session.ledger.rows())
+
+    @property
+    def _folder(self) -> Path:
+        return folder_of(self._recipe.folder, "client", self.session.reached)
+
+    def _step(self, micros: Iterable[Micro]) -> StepRecord:
+        session, plan, step = self.session, self._recipe.train, self.session.reached + 1
+        start, loss, answer_tokens, coded_bytes, predicted_bytes = time.perf_counter(), 0.0, 0, 0, 0.0
+        session.watch.seconds.clear()
+        coming = iter(micros)
+        for micro in range(plan.accumulate):
+            with session.watch("data"):
+                features, text = next(coming)
+            part = session.step(step, micro, micro == plan.accumulate - 1, features, text)
+            loss, answer_tokens = loss + part.loss, answer_tokens + part.answer_tokens
+            coded_bytes, predicted_bytes = coded_bytes + part.coded_bytes, predicted_bytes + part.predicted_bytes
+        rate = self._stepper.rate
+        with session.watch("client step"):
+            norm = self._stepper.step(answer_tokens)
+        up, down = session.ledger.total("up"), session.ledger.total("down")
+        return StepRecord(
+            step=step,
+            loss=loss / max(answer_tokens, 1),
+            answer_tokens=answer_tokens,
+            norm=norm,
+            rate=rate,
+            up_bytes=up.bytes,
+            down_bytes=down.bytes,
+            coded_bytes=coded_bytes,
+            predicted_bytes=predicted_bytes,
+            fp16_bytes=up.fp16_bytes + down.fp16_bytes,
+            step_seconds=time.perf_counter() - start,
+            seconds=dict(session.watch.seconds),
+        )
 
 
 def train(
     session: ClientSession, recipe: config.Recipe, batches: Batches, told: Callable[[], bool] = lambda: False
 ) -> Path:
-    """Train from the step that the session stands at to `recipe.train.steps`; returns the client's last checkpoint.
-
-    told: whether to stop after the step under way, with both halves written.
-
-    Both halves are checkpointed below `recipe.folder`: as calibrated, every so many steps, and at the end. Where the
-    server comes back at an earlier step, so does the client. Raises NonFiniteError, PeerGoneError, RefusedError and
-    what the data raises; the last checkpoint is then intact.
-    """
-    plan = recipe.train
-    stepper = Stepper(session.model, recipe.client.rate, plan)
-    with RunLog(recipe.folder, "client", plan.steps) as progress:
-        while True:
-            try:
-                _begin(session, recipe, stepper, batches)
-                while session.reached < plan.steps:
-                    step = session.reached + 1
-                    progress.step(step, _step(session, recipe, stepper, batches, step))
-                    if plan.sharing == "averaged" and step % plan.round == 0:
-                        session.average(step)
-                    stop = told()
-                    if step % plan.checkpoint_every == 0 or step == plan.steps or session.stopping or stop:
-                        write_checkpoints(session, recipe, stepper)
-                    if stop:
-                        break
-                return folder_of(recipe.folder, "client", session.reached)
-            except SessionLostError as error:
-                log.warning("%s", error)
-            except BitseamError as error:
-                fault = f"training stopped in step {session.reached + 1} of {plan.steps}: {error}"
-                if any((recipe.folder / "client").glob("step-*/config.json")):
-                    fault += f"\nCheckpoints below {recipe.folder}/client are intact"
-                raise type(error)(fault) from error
-
-
-def _begin(session: ClientSession, recipe: config.Recipe, stepper: Stepper, batches: Batches) -> None:
-    """Be where the server is: at a checkpoint, or calibrated for the first step."""
-    run, steps = held(recipe, "client")
-    if (run, session.reached in steps) == (session.run, True):
-        folder = folder_of(recipe.folder, "client", session.reached)
-        log.info("going on from %s", folder)
-        restore_client(session.model, folder, recipe)
-        session.restore(session.reached, resume_training(load_training(folder), stepper))
-        if not session.ledger.coded_bytes("Forward", "image"):  # a process that begins anew
-            session.ledger.restore(load_crossed(folder))
-    else:
-        drawn = [batches(i) for i in range(recipe.train.calibrate)]
-        features = torch.cat([features.detach() for features, _ in drawn])
-        session.calibrate(features, TextBatch.join([text for _, text in drawn]))
-        write_checkpoints(session, recipe, stepper)
-
-
-def write_checkpoints(session: ClientSession, recipe: config.Recipe, stepper: Stepper) -> None:
-    """Both halves, at the present step: the server's first, so that ours never is of a step that it does not have."""
-    session.checkpoint(session.reached)
-    identity = Identity(session.run, session.reached)
-    state = training_state(stepper, session.state())
-    save_client(session.model, recipe, identity, recipe.folder, state, session.ledger.rows())
-
-
-def _step(
-    session: ClientSession, recipe: config.Recipe, stepper: Stepper, batches: Batches, step: int
-) -> dict[str, Any]:
-    """One optimiser step -> its row in the log. Bytes are totals since the run began."""
-    plan = recipe.train
-    start, loss, answer_tokens, coded_bytes, predicted_bytes = time.perf_counter(), 0.0, 0, 0, 0.0
-    session.watch.seconds.clear()
-    for micro in range(plan.accumulate):
-        with session.watch("data"):
-            features, text = batches((step - 1) * plan.accumulate + micro)
-        last = micro == plan.accumulate - 1
-        part = session.step(step, micro, last, features, text)
-        loss, answer_tokens = loss + part.loss, answer_tokens + part.answer_tokens
-        coded_bytes, predicted_bytes = coded_bytes + part.coded_bytes, predicted_bytes + part.predicted_bytes
-    rate = stepper.rate
-    with session.watch("client step"):
-        norm = stepper.step(answer_tokens)
-    up, down = session.ledger.total("up"), session.ledger.total("down")
-    return {
-        "loss": loss / max(answer_tokens, 1),
-        "answer_tokens": answer_tokens,
-        "norm": norm,
-        "rate": rate,
-        "up_bytes": up.bytes,
-        "down_bytes": down.bytes,
-        "coded_bytes": coded_bytes,  # of this step's entropy-coded features, and what their tables predict
-        "predicted_bytes": predicted_bytes,
-        "fp16_bytes": up.fp16_bytes + down.fp16_bytes,
-        "step_seconds": time.perf_counter() - start,
-        "seconds": dict(session.watch.seconds),
-    }
+    """Train to the end of the recipe: `Training.run`, whose docstring has the rest."""
+    return Training(session, recipe, batches).run(told=told)

@@ -13,10 +13,10 @@ from bitseam.codecs import Codec, EntropyUniform, canonical
 from bitseam.errors import CodecError
 from bitseam.streams.build import build_codecs, channels_of
 
-S = TypeVar("S", bound="Stream")
+S = TypeVar("S", bound="End")
 
 
-class Stream(nn.Module):
+class End(nn.Module):
     """One kind of tensor on its way: how it is coded, and with which tables.
 
     number: the stream's in messages. tables: uint8 (rates, bytes as they travel), the frequencies of each rate where
@@ -76,7 +76,7 @@ def build_streams(kind: type[S], streams: Mapping[str, config.Stream], width: in
     return {name: kind(name, number, settings, width) for number, (name, settings) in enumerate(streams.items())}
 
 
-def agreed(streams: Mapping[str, Stream]) -> dict[str, str]:
+def agreed(streams: Mapping[str, End]) -> dict[str, str]:
     """The terms that both sides must have alike of what crosses, as flat text."""
     terms = {"streams": " ".join(streams)}
     for name, stream in streams.items():

@@ -1,0 +1,1 @@
+"""What people import: `from bitseam import Client, Server, Stream, load_recipe`."""
