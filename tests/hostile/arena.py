@@ -55,7 +55,8 @@ tune = "full"
 [seam]
 width = 32
 max_tokens = 64
-image_up = {{coding = "entropy", groups = 2}}
+[streams.image]
+codec = {{id = "entropy-uniform", groups = 2}}
 [text]
 tokenizer = "{tiny.tokenizer}"
 prompt = "what {{image}} {{question}}"
@@ -89,8 +90,8 @@ class Honest:
         self.prompter = Prompter(recipe.text)
         self.losses: list[float] = []
         self._stepper = Stepper(self.model, recipe.client.rate, recipe.train)
-        self.session = ClientSession(self.model, build_seam(recipe.seam), dial, self.prompter.vocabulary, patience=20)
-        self.terms = terms(recipe, self.prompter.vocabulary, self.prompter.fingerprint, None)
+        self.session = ClientSession(self.model, dial, self.prompter.vocabulary, patience=20)
+        self.terms = terms(recipe, self.model.senders(), self.prompter)
         self.session.open(self.terms, True)
         self.session.calibrate(*self._draw(0))
 
@@ -98,7 +99,7 @@ class Honest:
         for micro in range(2):
             number = len(self.losses)
             features, text = self._draw(number + 1)
-            part = self.session.step(self.session.reached + 1, micro, micro == 1, features, text, 0.25)
+            part = self.session.step(self.session.reached + 1, micro, micro == 1, features, text)
             self.losses.append(part.loss)
         self._stepper.step(4)
 
@@ -240,7 +241,7 @@ class Arena:
         self._wait()
         self.honest = Honest(recipe, self.honest_dial)
         self.limits: Limits = self._double.limits
-        self.seam, self.terms = self._double.seam, self.honest.terms
+        self.codec, self.terms = self._double.model.receivers()["image"].codec(0), self.honest.terms
         self.withstand(lambda arena: None)
         self.largest()
         self.bound = self.server.peak_bytes() + held_bytes(self.limits, SESSIONS)

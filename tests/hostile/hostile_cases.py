@@ -55,20 +55,22 @@ def text(arena: Arena, **shape: int) -> pb.Text:
 
 
 def image(arena: Arena, sequences: int = 2, tokens: int = 4) -> pb.Coded:
-    return encode(arena.seam.image.up, torch.zeros(sequences, tokens, 32))
+    return encode(arena.codec, torch.zeros(sequences, tokens, 32))
 
 
 def forward(arena: Arena, sequences: int = 2, tokens: int = 4, words: int = 4) -> pb.Forward:
     """A sound first half of a step; no step of the hostile client is ever whole, so that no weight changes."""
-    mean, std, tables = bytes(4 * 32), b"\0\0\x80?" * 32, arena.seam.image.up.table_bytes()
-    news = pb.Calibrate(image=pb.Statistics(mean=mean, std=std, tables=tables))
+    mean, std, tables = bytes(4 * 32), b"\0\0\x80?" * 32, arena.codec.table_bytes()
+    told = pb.Statistics(mean=mean, std=std, tables=[pb.Tables(frequencies=tables)])
     body = image(arena, sequences, tokens)
-    return pb.Forward(step=1, text=text(arena, sequences=sequences, words=words), image=body, statistics=news)
+    return pb.Forward(
+        step=1, text=text(arena, sequences=sequences, words=words), streams=[body], news=pb.Calibrate(streams=[told])
+    )
 
 
 def ask(arena: Arena, sequences: int = 2, new: int = 8) -> pb.Ask:
     words = text_message(batch(sequences, answers=False), arena.honest.prompter.vocabulary)
-    return pb.Ask(text=words, image=image(arena, sequences), max_new_tokens=new)
+    return pb.Ask(text=words, streams=[image(arena, sequences)], max_new_tokens=new)
 
 
 def refused(raw: Raw, *named: str, seconds: float = 20) -> None:
@@ -185,7 +187,7 @@ def bytes_that_are_no_http(arena: Arena) -> None:
 
 STRANGE = {
     "welcome": pb.Welcome(session=bytes(16), run=bytes(16)),
-    "backward": pb.Backward(step=1, image=pb.Coded(shape=[1])),
+    "backward": pb.Backward(step=1, streams=[pb.Coded(shape=[1])]),
     "tokens": pb.Tokens(ids=[1]),
     "ack": pb.Ack(step=1),
     "refuse": pb.Refuse(fault=pb.STOPPING),
@@ -257,7 +259,7 @@ def another_session_claimed(arena: Arena) -> None:
 )
 def a_shape_that_lies(arena: Arena, shape: list[int]) -> None:
     message = forward(arena)
-    message.image.shape[:] = shape
+    message.streams[0].shape[:] = shape
     refused(arena.welcomed().say(message), "BAD_MESSAGE")
 
 
@@ -271,8 +273,8 @@ def a_shape_that_lies(arena: Arena, shape: list[int]) -> None:
 def decodes_for_ever(arena: Arena, payload: bytes) -> None:
     message = forward(arena, sequences=64, tokens=64)
     rows = np.array([[65533, 1, 1, 1]] * 2, "<u2")
-    message.statistics.image.tables = rows.tobytes()
-    message.image.payload = payload
+    message.news.streams[0].tables[0].frequencies = rows.tobytes()
+    message.streams[0].payload = payload
     start = time.monotonic()
     heard = arena.welcomed().say(message).hear()
     assert isinstance(heard, pb.Refuse | pb.Backward), heard  # all zeros is the shortest stream there is, and sound
@@ -322,7 +324,7 @@ def a_dictionary_that_lies(arena: Arena, deflated: bytes) -> None:
 )
 def numbers_that_are_none(arena: Arena, what: tuple[str, Any]) -> None:
     message = forward(arena)
-    setattr(message.statistics.image, what[0], what[1].astype("<f4").tobytes())
+    setattr(message.news.streams[0], what[0], what[1].astype("<f4").tobytes())
     heard = arena.welcomed().say(message).hear()
     if not isinstance(heard, pb.Backward):  # numbers may be huge, and the loss still finite
         assert any(word in heard.reason for word in ("NaN", "infinit", "positive", "loss of step")), heard
@@ -330,7 +332,8 @@ def numbers_that_are_none(arena: Arena, what: tuple[str, Any]) -> None:
 
 @cases("tables that are none", zeros=np.zeros(8), over=np.full(8, 65535), short=np.full(3, 16384))
 def tables_that_are_none(arena: Arena, rows: Any) -> None:
-    news = pb.Calibrate(image=pb.Statistics(tables=rows.astype("<u2").tobytes()))
+    tables = pb.Tables(frequencies=rows.astype("<u2").tobytes())
+    news = pb.Calibrate(streams=[pb.Statistics(tables=[tables])])
     refused(arena.welcomed().say(news), "table")
 
 
@@ -411,7 +414,7 @@ def a_message_that_is_none(arena: Arena, frame: bytes) -> None:
     after_the_hello=lambda arena: arena.raw(arena.hello()),
     after_the_welcome=lambda arena: arena.welcomed(),
     in_a_frame=lambda arena: arena.welcomed().pour(iter([bytes(PIECE)])),
-    after_the_statistics=lambda arena: arena.welcomed().say(pb.Calibrate(image=forward(arena).statistics.image)),
+    after_the_statistics=lambda arena: arena.welcomed().say(forward(arena).news),
     in_a_step=lambda arena: arena.welcomed().say(forward(arena)),
     in_an_answer=lambda arena: arena.welcomed().say(ask(arena, 8, 200)),
     after_goodbye=lambda arena: arena.welcomed().say(pb.Goodbye()),

@@ -91,21 +91,21 @@ def test_a_refused_hello_leaves_no_trace() -> None:
 
 
 def forward(step: int, micro: int) -> pb.Forward:
-    return pb.Forward(step=step, micro=micro, text=TEXT, image=IMAGE)
+    return pb.Forward(step=step, micro=micro, text=TEXT, streams=[IMAGE])
 
 
 @pytest.mark.parametrize(("step", "micro"), [(5, 3), (5, 2), (4, 9), (0, 0)])
 def test_a_step_happens_once(step: int, micro: int) -> None:
     client, server = pair_at(State.TRAINING)
     server.receive(client.send(forward(5, 3)))
-    client.receive(server.send(pb.Backward(step=5, micro=3, image=IMAGE)))
+    client.receive(server.send(pb.Backward(step=5, micro=3, streams=[IMAGE])))
     for attempt in (lambda: client.send(forward(step, micro)), lambda: server.receive(wrap(forward(step, micro)))):
         with pytest.raises(StateError, match=rf"the client sent Forward of step {step}, .* was of step 5"):
             attempt()
     with pytest.raises(StateError, match="Checkpoint of step 4"):
         client.send(pb.Checkpoint(step=4))
     server.receive(client.send(forward(5, 4)))
-    client.receive(server.send(pb.Backward(step=5, micro=4, image=IMAGE)))
+    client.receive(server.send(pb.Backward(step=5, micro=4, streams=[IMAGE])))
     server.receive(client.send(pb.Checkpoint(step=5)))
     client.receive(server.send(pb.Ack(step=5)))
     server.receive(client.send(forward(6, 0)))
@@ -114,7 +114,7 @@ def test_a_step_happens_once(step: int, micro: int) -> None:
 @pytest.mark.parametrize(("step", "micro"), [(1, 0), (2, 2), (0, 0)])
 def test_a_gradient_belongs_to_its_step(step: int, micro: int) -> None:
     client, server = pair_at(State.STEPPING)
-    message = pb.Backward(step=step, micro=micro, image=IMAGE)
+    message = pb.Backward(step=step, micro=micro, streams=[IMAGE])
     for attempt in (lambda: server.send(message), lambda: client.receive(wrap(message))):
         with pytest.raises(StateError, match="the server sent Backward of step"):
             attempt()

@@ -26,16 +26,16 @@ GOLDEN: dict[type[Any], tuple[Any, str]] = {
         "1a11080112026e6f1a090a01661201311a0132",
     ),
     pb.Calibrate: (
-        pb.Calibrate(image=pb.Statistics(mean=bytes(4), std=b"\0\0\x80?")),
+        pb.Calibrate(streams=[pb.Statistics(mean=bytes(4), std=b"\0\0\x80?")]),
         "220e0a0c0a040000000012040000803f",
     ),
     pb.Ack: (pb.Ack(step=7), "2a020807"),
     pb.Forward: (
-        pb.Forward(step=1, micro=2, last=True, text=TEXT, image=IMAGE),
+        pb.Forward(step=1, micro=2, last=True, text=TEXT, streams=[IMAGE]),
         "321b0801100218012208080210091a02aabb2a090a0302010312021b02",
     ),
     pb.Backward: (
-        pb.Backward(step=1, micro=2, loss=1.5, answer_tokens=3, image=IMAGE),
+        pb.Backward(step=1, micro=2, loss=1.5, answer_tokens=3, streams=[IMAGE]),
         "3a1a0801100219000000000000f83f20032a090a0302010312021b02",
     ),
     pb.Checkpoint: (pb.Checkpoint(step=7), "42020807"),
@@ -45,7 +45,7 @@ GOLDEN: dict[type[Any], tuple[Any, str]] = {
         "6a130807120d0a0102120800000000000000001803",
     ),
     pb.Ask: (
-        pb.Ask(text=TEXT, image=IMAGE, max_new_tokens=8),
+        pb.Ask(text=TEXT, streams=[IMAGE], max_new_tokens=8),
         "4a170a08080210091a02aabb12090a0302010312021b021808",
     ),
     pb.Tokens: (pb.Tokens(ids=[300, 2]), "52050a03ac0202"),

@@ -44,7 +44,6 @@ def session_limits(recipe: config.Recipe, vocabulary: int) -> Limits:
         batch=batch,
         streams=len(streams),
         rates=max(stream.rates for stream in streams),
-        image_tokens=recipe.seam.max_tokens,
         tokens=tokens,
         weights=weights,
         channels=widest,
