@@ -112,7 +112,7 @@ class _Found:
                 try:
                     found = compare(trial, ways)
                 except FAILURES as error:
-                    why = f"{type(error).__name__}: {first_sentence(error)}"
+                    why = first_sentence(error, named=True)
                     break
                 what = max(found, key=lambda name: found[name] / TOLERANCES[name])
                 if found[what] <= TOLERANCES[what]:
