@@ -208,7 +208,7 @@ def test_out_of_reach_and_contradictions_are_named(trained: Trained) -> None:
         trained.plan("--bits=1", "--loss-increase=0.1")
     with pytest.raises(ConfigError, match=r"--batches 29: .*rows.jsonl has 56 micro-batches"):
         trained.plan("--bits=1", "--batches=29")  # else what is held out would be calibrated on
-    with pytest.raises(ConfigError, match="seam.width and the streams"):
+    with pytest.raises(ConfigError, match=r"seam\.width and the streams"):
         trained.plan("--bits=1", "--set", "seam.width=16")
 
 

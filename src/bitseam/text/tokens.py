@@ -15,7 +15,7 @@ from tokenizers import Tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from transformers.utils import LEGACY_PROCESSOR_CHAT_TEMPLATE_FILE, cached_file
 
-from bitseam.errors import DataError, ModelError, printable
+from bitseam.errors import DataError, ModelError, first_sentence, printable
 
 T = TypeVar("T")
 _MOST_ID = 2**24  # of a token; vocabularies have up to some hundred thousand
@@ -83,7 +83,7 @@ class Reader:
         except (KeyboardInterrupt, SystemExit):
             raise
         except BaseException as error:  # the library raises nothing narrower than Exception, and Rust's panics
-            raise DataError(f"the tokenizer cannot read {printable(text, 80)!r}: {_line(error)}") from error
+            raise DataError(f"the tokenizer cannot read {printable(text, 80)!r}: {first_sentence(error)}") from error
 
     def reads(self, text: str) -> bool:
         """Whether `ids` has an answer."""
@@ -108,7 +108,7 @@ def _require_sound(what: str, folder: Path) -> None:
         try:
             whole = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError) as error:
-            raise ModelError(f"{what}: {printable(str(path))} is not sound JSON: {_line(error)}") from error
+            raise ModelError(f"{what}: {printable(str(path))} is not sound JSON: {first_sentence(error)}") from error
         if any(number > _MOST_ID for number in _ids(whole)):
             raise ModelError(f"{what}: {printable(str(path))} has a token id over {_MOST_ID:,}")
     if folder.is_dir() and not any(folder.glob("*token*")) and not any(folder.glob("vocab*")):
@@ -177,10 +177,4 @@ def guarded(what: str, do: Callable[[], T]) -> T:
     except (KeyboardInterrupt, SystemExit, ModelError):
         raise
     except BaseException as error:
-        name = "" if isinstance(error, DataError) else f"{type(error).__name__}: "
-        raise ModelError(f"{what}: {name}{_line(error)}") from error
-
-
-def _line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return printable(lines[0] if lines else "no reason is given")
+        raise ModelError(f"{what}: {first_sentence(error, named=not isinstance(error, DataError))}") from error
