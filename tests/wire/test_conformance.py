@@ -5,16 +5,13 @@ from __future__ import annotations
 import re
 from dataclasses import fields
 from pathlib import Path
-from typing import get_args
 
 import pytest
 from conftest import Tiny, make_recipe
 from google.protobuf.descriptor import FieldDescriptor
 from wire_examples import GOLDEN
 
-from bitseam import config
 from bitseam.parties.seam import terms
-from bitseam.parties.text import _FIRST, _FURTHER, _HERE, _HIDDEN, _IDS, _TURN
 from bitseam.transport.grpc import _METHOD, _SERVICE
 from bitseam.wire import VERSION, Limits
 from bitseam.wire import messages_pb2 as pb
@@ -80,19 +77,6 @@ def test_terms(tiny: Tiny) -> None:
 def test_limits() -> None:
     told = {name: float(value.replace(",", "")) for name, value, _ in table("Limits")}
     assert told == {field.name: getattr(Limits(), field.name) for field in fields(Limits)}
-
-
-def test_codecs() -> None:
-    floats = {"fp32", "fp16", "bf16"}
-    assert {row[0] for row in table("Codecs")} == floats | {"uniform", "entropy-uniform"} | set(
-        get_args(config.GradientName)
-    )
-
-
-def test_symbols() -> None:
-    told = [row[0] for row in table("Symbols of text")]
-    assert told[:5] == [str(mark) for mark in (_FIRST, _FURTHER, _HERE, _TURN, _HIDDEN)]
-    assert told[5] == f"{_IDS} + id"
 
 
 def test_frames() -> None:
