@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,9 +14,11 @@ from vector_cases import CASES
 from vector_numbers import digest, read
 from write_vectors import FOLDER, documents, text_of
 
+from bitseam import config
 from bitseam.codecs import canonical, codec_from_config
 from bitseam.codecs.packing import pack, unpack
 from bitseam.errors import CodecError
+from bitseam.parties.prompts import Prompter
 from bitseam.parties.text import read_text, text_message
 from bitseam.wire import messages_pb2 as pb
 
@@ -119,6 +122,14 @@ def test_symbols_cross_in_both_directions(vector: dict[str, Any]) -> None:
 def test_symbols_are_refused(vector: dict[str, Any]) -> None:
     with pytest.raises(CodecError, match="text: "):
         read_text(message_of(vector), vector["vocabulary"])
+
+
+@vectors("fingerprints")
+def test_a_tokenizer_has_this_fingerprint(vector: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_text(vector["tokenizer"], encoding="utf-8")
+    (tmp_path / "tokenizer_config.json").write_text(vector["config"], encoding="utf-8")
+    prompter = Prompter(config.Text(str(tmp_path), "what {image} {question}"))
+    assert prompter.fingerprint == vector["fingerprint"]
 
 
 def test_each_codec_has_vectors_of_every_kind() -> None:

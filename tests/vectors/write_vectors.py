@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import text_cases
+import tokenizer_cases
 import vector_cases
 
 from bitseam.codecs import canonical
@@ -57,6 +58,7 @@ def documents() -> dict[str, Any]:
         "configurations": _configurations(),
         "packing": _packing(),
         "tables": _tables_of_codecs(),
+        "fingerprints": {"vectors": tokenizer_cases.vectors()},
         "symbols": {"vectors": text_cases.vectors()},
         **{name: {"vectors": vector_cases.of_codec(name)} for name in vector_cases.CASES},
     }
