@@ -285,6 +285,7 @@ def decodes_for_ever(arena: Arena, payload: bytes) -> None:
     many=(64, 2**31, b""),
     no_deflate=(2, 8, b"\xff" * 5000),
     nothing=(2, 8, b""),
+    image_last=(2, 4, deflate(np.array([0, 10, 3, 10, 2, 0, 10, 3, 10, 2]).astype(_symbol_type(16)).tobytes())),
     long_row=(
         2,
         64,
@@ -325,6 +326,7 @@ def numbers_that_are_none(arena: Arena, what: tuple[str, Any]) -> None:
     heard = arena.welcomed().say(message).hear()
     if not isinstance(heard, pb.Backward):  # numbers may be huge, and the loss still finite
         assert any(word in heard.reason for word in ("NaN", "infinit", "positive", "loss of step")), heard
+        assert heard.fault == (pb.BAD_MESSAGE if "statistics: " in heard.reason else pb.SERVER_ERROR), heard
 
 
 @cases("tables that are none", zeros=np.zeros(8), over=np.full(8, 65535), short=np.full(3, 16384))
