@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 import re
+import zlib
 from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from bitseam.codecs import _CODECS, Codec, codec_from_config
 from bitseam.codecs.packing import pack
 from bitseam.errors import CodecError
-from bitseam.parties.text import _FIRST, _FURTHER, _HERE, _HIDDEN, _IDS, _TURN
+from bitseam.parties.text import _FIRST, _FURTHER, _HERE, _HIDDEN, _IDS, _TURN, TextBatch, text_message
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "payloads.md").read_text()
@@ -112,6 +114,20 @@ def test_symbols() -> None:
     (rows,) = tables("Symbols of text")
     told = [row[0] for row in rows]
     assert told == [*map(str, (_FIRST, _FURTHER, _HERE, _TURN, _HIDDEN)), f"{_IDS} + id"]
+
+
+def test_example_of_symbols() -> None:
+    told = re.search(r"^    (0 6 2 [\d ]+)$", PAGE, re.MULTILINE)
+    assert told
+    batch = TextBatch(
+        ids=torch.tensor([1, 17, 250, 2, 1, 18, 2]),
+        lengths=torch.tensor([4, 3]),
+        image_at=torch.tensor([1, 1]),
+        image=torch.tensor([0, 0]),
+        answers=torch.tensor([0, 0, 1, 1, 0, 0, 1]).bool(),
+    )
+    raw = zlib.decompress(text_message(batch, 32000).symbols, wbits=-15)
+    assert np.frombuffer(raw, "<u2").tolist() == [int(symbol) for symbol in told[1].split()]
 
 
 def test_members_and_files_of_vectors() -> None:
