@@ -2,7 +2,7 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-all equality fuzz fuzz-files faults check proto clean
+.PHONY: demo test test-all equality fuzz fuzz-files faults check proto vectors clean
 
 demo: $(VENV)/ready
 	$(BIN)/bitseam demo
@@ -37,6 +37,10 @@ check: $(VENV)/ready
 # The generated module is committed, so that users need no compiler; a test compares it with the .proto.
 proto: $(VENV)/ready
 	$(BIN)/python -m grpc_tools.protoc -Isrc --python_out=src --pyi_out=src src/bitseam/wire/messages.proto
+
+# Test vectors for other implementations, vectors/*.json; tests hold them against the code in both directions.
+vectors: $(VENV)/ready
+	$(BIN)/python tests/vectors/write_vectors.py
 
 $(VENV)/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

@@ -147,7 +147,7 @@ def connections_that_say_nothing(arena: Arena) -> None:
     after_the_hello=lambda arena: arena.raw(arena.hello()),
     after_the_welcome=lambda arena: arena.welcomed(),
     in_a_frame=lambda arena: arena.welcomed().pour(iter([bytes(PIECE)])),
-    after_the_statistics=lambda arena: arena.welcomed().say(pb.Calibrate(image=forward(arena).statistics.image)),
+    after_the_statistics=lambda arena: arena.welcomed().say(forward(arena).news),
     in_a_step=lambda arena: arena.welcomed().say(forward(arena)),
     in_an_answer=lambda arena: arena.welcomed().say(ask(arena, 8, 200)),
     after_goodbye=lambda arena: arena.welcomed().say(pb.Goodbye()),

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from conftest import Tiny, make_recipe
@@ -345,3 +346,61 @@ def test_text_that_is_damaged_is_refused_by_name(tiny: Tiny) -> None:
         image = pb.Coded(shape=[1, 1, 1])
         split.client._connection.exchange(pb.Forward(step=1, text=pb.Text(sequences=1), streams=[image]), pb.Backward)
     assert split.party.step == 0
+
+
+NOT_FINITE = np.array([np.nan], "<f4").tobytes(), np.array([np.inf], "<f4").tobytes()
+
+
+@pytest.mark.parametrize(("field", "value"), [(f, v) for f in ("mean", "std") for v in NOT_FINITE])
+def test_statistics_that_are_not_finite_are_the_clients_fault(tiny: Tiny, field: str, value: bytes) -> None:
+    recipe = make_recipe(tiny)
+    told = {"mean": bytes(4 * 32), "std": np.ones(32, "<f4").tobytes()}
+    told[field] = value + told[field][4:]
+    with pytest.raises(RefusedError, match=rf"\(bad message\): statistics: {field}"), pair(recipe) as split:
+        split.client._connection.exchange(pb.Calibrate(image=pb.Statistics(**told)), pb.Ack)
+
+
+def test_codes_that_are_not_finite_are_the_clients_fault(tiny: Tiny) -> None:
+    recipe = make_recipe(tiny, seam__image_up__quantizer="fp16", seam__image_down__codec="fp32")
+    image = pb.Coded(shape=[1, 4, 32], payload=b"\x00\x7e" * 128)
+    text = text_message(Prompter(recipe.text).batch(["dog ?"], ["no"]), 16)
+    with (
+        pytest.raises(RefusedError, match=r"\(bad message\): image codes: payload of codec fp16"),
+        pair(recipe) as split,
+    ):
+        split.client._connection.exchange(pb.Forward(step=1, image=image, text=text), pb.Backward)
+
+
+def test_weights_that_are_not_finite_are_the_clients_fault(tiny: Tiny) -> None:
+    recipe = make_recipe(tiny, train__sharing="averaged", train__clients=2)
+    with pytest.raises(RefusedError, match=r"\(bad message\): weights: payload of codec fp32"), pair(recipe) as split:
+        sent = pb.Average(weights=pb.Coded(shape=[1], payload=NOT_FINITE[0]))
+        split.client._connection.exchange(sent, pb.Averaged)
+
+
+def test_a_loss_that_is_not_finite_is_the_servers_own(tiny: Tiny) -> None:
+    recipe = make_recipe(tiny)
+    with pytest.raises(RefusedError, match=r"\(server error\): the loss of step 1 is nan"), pair(recipe) as split:
+        features, text = batches(recipe, split.client)(0)
+        split.client.calibrate(features, text)
+        with torch.no_grad():
+            next(iter(split.party.model.language.model.parameters())).fill_(float("nan"))
+        split.client.step(1, 0, True, features, text, 0.25)
+
+
+def test_training_text_with_nothing_behind_its_image_is_refused(tiny: Tiny) -> None:
+    recipe = make_recipe(tiny)
+    with pytest.raises(RefusedError, match=r"\(bad message\): text: nothing follows the image"), pair(recipe) as split:
+        features, text = batches(recipe, split.client)(0)
+        split.client.calibrate(features, text)
+        split.client.step(1, 0, True, features, replace(text, image_at=text.lengths.clone()), 0.25)
+
+
+def test_a_question_may_end_in_its_image(tiny: Tiny) -> None:
+    recipe = make_recipe(tiny, text__prompt="what {question} {image}")
+    with pair(recipe) as split:
+        features, text = batches(recipe, split.client)(0)
+        split.client.calibrate(features, text)
+        asked = Prompter(recipe.text).batch(["dog ?"])
+        assert asked.image_at.tolist() == asked.lengths.tolist()
+        assert list(split.client.ask(features[:1], asked, 3))

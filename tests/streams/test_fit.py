@@ -152,3 +152,10 @@ def test_D1_an_answer_that_nothing_stands_before_is_refused(tiny: Tiny) -> None:
     require_rows(text_of(1, [False, True]), recipe)
     with pytest.raises(CodecError, match="begins with an answer"):
         require_rows(text_of(1, [True, True]), recipe)
+
+
+def test_something_follows_the_image_in_training_but_not_in_a_question(tiny: Tiny) -> None:
+    recipe = make_recipe(tiny)
+    require_rows(text_of(2, [False, False]), recipe, new=1)
+    with pytest.raises(CodecError, match="nothing follows the image"):
+        require_rows(text_of(2, [False, False]), recipe)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import secrets
@@ -11,6 +12,7 @@ from pathlib import Path
 from string import ascii_lowercase
 from typing import Any, TypeVar
 
+import rfc8785
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from transformers.utils import LEGACY_PROCESSOR_CHAT_TEMPLATE_FILE, cached_file
@@ -49,6 +51,24 @@ def load_tokenizer(what: str, folder: str) -> Any:
             "language model was trained with"
         )
     return tokenizer
+
+
+def fingerprint(tokenizer: Any, folder: str) -> str:
+    """By what two sides know that they have one tokenizer: 16 digits that any language can compute, docs/payloads.md.
+
+    tokenizer: as `load_tokenizer` gave it for the folder. Without a tokenizer.json, the one that would be saved counts.
+    """
+    path = _file_of(folder, "tokenizer.json")
+    raw = Path(path).read_bytes() if path else tokenizer.backend_tokenizer.to_str(pretty=True).encode()
+    known = {(token["content"], token["id"]) for token in json.loads(raw).get("added_tokens", [])}
+    loaded = {token.content: number for number, token in tokenizer.added_tokens_decoder.items()}
+    facts = {
+        "added": dict(loaded.items() - known),
+        "begin": tokenizer.bos_token_id,
+        "end": tokenizer.eos_token_id,
+    }
+    whole = hashlib.sha256(raw).hexdigest().encode() + b"\n" + rfc8785.dumps(facts)
+    return hashlib.sha256(whole).hexdigest()[:16]
 
 
 class Reader:
@@ -117,13 +137,16 @@ def _require_sound(what: str, folder: Path) -> None:
 
 def _processor_template(folder: str) -> Any:
     """The chat template where processors of vision-language models kept it before it went to the tokenizer."""
-    path = cached_file(
-        folder,
-        LEGACY_PROCESSOR_CHAT_TEMPLATE_FILE,
-        _raise_exceptions_for_missing_entries=False,
-        _raise_exceptions_for_connection_errors=False,
-    )
+    path = _file_of(folder, LEGACY_PROCESSOR_CHAT_TEMPLATE_FILE)
     return json.loads(Path(path).read_text(encoding="utf-8"))["chat_template"] if path else None
+
+
+def _file_of(folder: str, name: str) -> str | None:
+    """The path of a file of a folder or a hub id, None where there is none."""
+    path: str | None = cached_file(
+        folder, name, _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False
+    )
+    return path
 
 
 def _ids(whole: Any) -> Iterator[int]:
