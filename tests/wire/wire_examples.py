@@ -87,6 +87,12 @@ def listener_at(state: State, message: Any, limits: Limits | None = None) -> Pro
     return server if type(message) in CLIENT_SAYS else client
 
 
+def speaker_at(state: State, message: Any) -> Protocol:
+    """The side at `state` that would send such a message."""
+    client, server = pair_at(state)
+    return client if type(message) in CLIENT_SAYS else server
+
+
 def due(kind: type[Any]) -> State:
     """A state in which a kind of message is due."""
     states = {
