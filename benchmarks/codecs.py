@@ -41,9 +41,9 @@ from bitseam import codecs, config
 from bitseam.cli.machine import circumstances
 from bitseam.codecs.one_bit import SCALES
 from bitseam.evals.planning import UpPlanner
-from bitseam.parties.checkpoint import newest
-from bitseam.parties.seam import build_quantizer, build_seam
 from bitseam.quant import LevelProjection, TensorRDFSQ
+from bitseam.runs.checkpoint import newest
+from bitseam.streams.seam import build_quantizer, build_seam
 
 DEMO = Path("runs/demo/fp16")
 ELEMENTS, ROUNDS = 2_000_000, 5

@@ -27,9 +27,9 @@ from bitseam.cli.main import locate
 from bitseam.codecs import EntropyUniform
 from bitseam.data.features import LiveFeatures
 from bitseam.data.rows import read_rows
-from bitseam.parties.checkpoint import load_client, newest
-from bitseam.parties.seam import build_seam
-from bitseam.parties.tables import use_rate
+from bitseam.runs.checkpoint import load_client, newest
+from bitseam.streams.seam import build_seam
+from bitseam.streams.tables import use_rate
 
 GROUPS, CONTEXTS = (8, 16, 32), (1, 3, 5, 7)
 CALIBRATION, FEW, MESSAGE, ROUNDS = 3000, 80, 10, 15

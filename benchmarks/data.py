@@ -49,8 +49,8 @@ from bitseam.data.batches import Batches
 from bitseam.data.features import LiveFeatures
 from bitseam.data.rows import Row, read_rows
 from bitseam.data.survey import survey
-from bitseam.parties.optimise import Stepper
-from bitseam.parties.prompts import Prompter
+from bitseam.runs.optimise import Stepper
+from bitseam.text.prompts import Prompter
 
 BATCH = 44  # rows, of the demo
 ASKED = 4  # questions about each photograph

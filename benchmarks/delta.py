@@ -27,7 +27,7 @@ from traffic import POINTS, about_run, train
 
 from bitseam.cli.machine import circumstances
 from bitseam.codecs import BlockwiseInt, Codec, Delta, Fp16, NormalFloat, OneBit, SplitFC, TopK
-from bitseam.parties.checkpoint import folder_of
+from bitseam.runs.checkpoint import folder_of
 
 FIRST, SECOND = 800, 1600  # steps
 CODECS: dict[str, Codec] = {  # those whose error shrinks with what they code

@@ -30,7 +30,7 @@ from bitseam.cli.machine import circumstances
 from bitseam.codecs import EntropyUniform
 from bitseam.config import load_recipe
 from bitseam.data.assets import path_of
-from bitseam.parties.checkpoint import build_client
+from bitseam.runs.checkpoint import build_client
 
 RECIPE = Path(__file__).parent.parent / "recipes" / "demo.toml"
 CALIBRATION, CODED, MESSAGE = 256, 512, 32

@@ -27,10 +27,10 @@ from torch import Tensor
 from bitseam import config
 from bitseam.cli.machine import circumstances
 from bitseam.errors import BitseamError
-from bitseam.halves.server import load_server_half
-from bitseam.parties.models import ServerModel
-from bitseam.parties.proof import prove
-from bitseam.parties.text import TextBatch
+from bitseam.models.language.half import load_language_half
+from bitseam.models.proof import prove
+from bitseam.models.server import ServerModel
+from bitseam.text.batch import TextBatch
 
 EQUAL = 1e-5  # relative
 IMAGE, NEW, END = 5, 6, 2  # tokens of an image, of an answer, and the one that ends it
@@ -94,7 +94,7 @@ def compare(folder: str, mode: str) -> dict[str, Any]:
     """One row's figures and verdict."""
     refused = {"loss_diff": None, "grad_diff": None, "tokens_equal": None, "verdict": "refused"}
     try:
-        half = load_server_half(config.Server(folder, "full"))
+        half = load_language_half(config.Server(folder, "full"))
         recipe = _recipe(folder, half.width)
         ours = ServerModel(half, recipe.seam).eval()
         proof = prove(ours, recipe)

@@ -2,7 +2,7 @@
 
 Every model is made tiny by transformers' own classes, its weights redrawn so that norms and positions matter, saved,
 and loaded as `client.checkpoint`. What is expected is written down here model by model (its final norm, the tokens
-before its patches), not found out as `bitseam.halves.proof` does.
+before its patches), not found out as `bitseam.models.vision.proof` does.
 
 loss_diff    largest difference of features, hidden layers -1 and -2, over the largest feature
 grad_diff    the same of the gradient of their squares' sum by pixels
@@ -24,12 +24,12 @@ from torch import Tensor
 
 from bitseam import config
 from bitseam.errors import ModelError
-from bitseam.halves.client import ClientHalf, load_client_half
+from bitseam.models.vision.half import VisionHalf, load_vision_half
 
 
-def load(checkpoint: str, **changes: Any) -> ClientHalf:
+def load(checkpoint: str, **changes: Any) -> VisionHalf:
     """As the client loads it, ready to be compared."""
-    return load_client_half(config.Client(checkpoint=checkpoint, **{"image_size": SIDE} | changes), WIDTH).eval()
+    return load_vision_half(config.Client(checkpoint=checkpoint, **{"image_size": SIDE} | changes), WIDTH).eval()
 
 
 def pictures(count: int = 3) -> list[Image.Image]:

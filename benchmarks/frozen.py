@@ -16,11 +16,11 @@ from bitseam.data.features import LiveFeatures
 from bitseam.data.rows import Row, read_rows
 from bitseam.errors import ModelError
 from bitseam.evals.planning import FrozenPair, UpPlanner, tokens
-from bitseam.parties.checkpoint import load_pair
-from bitseam.parties.models import ServerModel
-from bitseam.parties.prompts import Prompter
-from bitseam.parties.text import TextBatch
+from bitseam.models.server import ServerModel
 from bitseam.quant import ChannelStatistics
+from bitseam.runs.checkpoint import load_pair
+from bitseam.text.batch import TextBatch
+from bitseam.text.prompts import Prompter
 
 CALIBRATION, QUESTIONS, MESSAGE = 256, 2048, 10  # images, questions, images
 

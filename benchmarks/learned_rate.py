@@ -40,10 +40,10 @@ from bitseam.data.features import StoredFeatures
 from bitseam.data.inspection import contents_of
 from bitseam.data.memory import Memory
 from bitseam.data.rows import Row, read_rows
-from bitseam.parties.checkpoint import load_pair, newest
-from bitseam.parties.prompts import Prompter
-from bitseam.parties.seam import build_seam
-from bitseam.parties.tables import use_rate, with_kept_tables
+from bitseam.runs.checkpoint import load_pair, newest
+from bitseam.streams.seam import build_seam
+from bitseam.streams.tables import use_rate, with_kept_tables
+from bitseam.text.prompts import Prompter
 
 FIXED, LEARNT = "fixed 2 bits", "learned rate"
 POINTS = {

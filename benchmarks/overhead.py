@@ -24,8 +24,8 @@ from bitseam.checks.client import ready_client
 from bitseam.cli.client import open_party
 from bitseam.cli.machine import circumstances
 from bitseam.cli.main import locate
-from bitseam.parties.optimise import Stepper
-from bitseam.parties.server import digest
+from bitseam.runs.optimise import Stepper
+from bitseam.sessions.server import digest
 from bitseam.train.loop import write_checkpoints
 from bitseam.wire import messages_pb2 as pb
 

@@ -24,8 +24,8 @@ from statistics import mean
 from traffic import RECIPE, about_run, told, train
 
 from bitseam import config
-from bitseam.parties.checkpoint import newest
-from bitseam.parties.seam import channels
+from bitseam.runs.checkpoint import newest
+from bitseam.streams.seam import channels
 
 PART = 100  # steps
 KEPT = ("predicted_bits", "measured_bits", "loss", "predicted_loss_increase", "measured_loss_increase")

@@ -33,12 +33,12 @@ from bitseam.data.inspection import contents_of
 from bitseam.data.memory import Memory
 from bitseam.data.rows import Row, read_rows
 from bitseam.evals import evaluate
-from bitseam.parties.checkpoint import load_client, newest
-from bitseam.parties.client import ClientSession
-from bitseam.parties.party import ServerParty
-from bitseam.parties.prompts import Prompter
-from bitseam.parties.seam import build_seam, terms
-from bitseam.parties.server import ServerSession
+from bitseam.runs.checkpoint import load_client, newest
+from bitseam.sessions.client import ClientSession
+from bitseam.sessions.party import ServerParty
+from bitseam.sessions.server import ServerSession
+from bitseam.streams.seam import build_seam, terms
+from bitseam.text.prompts import Prompter
 from bitseam.transport import memory_pair
 
 RATES = {16: 2.51, 8: 2.05, 4: 1.5, 3: 1.22, 2: 0.8}  # levels: clip

@@ -31,7 +31,7 @@ from safetensors.torch import load_file, save_file
 from traffic import LEARNED, about_run, run_folder, train
 
 from bitseam.data.rows import read_rows
-from bitseam.parties.checkpoint import newest, read_config
+from bitseam.runs.checkpoint import newest, read_config
 
 MULTIPLES = (1.0, 0.6, 1.6)  # of the learned rate's step
 MORE = 400  # steps

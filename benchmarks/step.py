@@ -31,12 +31,12 @@ from bitseam.checks.client import ready_client
 from bitseam.cli.client import open_party
 from bitseam.cli.machine import circumstances, free_port
 from bitseam.cli.main import locate
-from bitseam.parties.checkpoint import build_client, build_server
-from bitseam.parties.models import ClientModel
-from bitseam.parties.optimise import Stepper
-from bitseam.parties.prompts import Prompter
-from bitseam.parties.proof import prove
-from bitseam.parties.text import TextBatch
+from bitseam.models.client import ClientModel
+from bitseam.models.proof import prove
+from bitseam.runs.checkpoint import build_client, build_server
+from bitseam.runs.optimise import Stepper
+from bitseam.text.batch import TextBatch
+from bitseam.text.prompts import Prompter
 from bitseam.transport import make_certificates
 
 ASKED = (2, 8, 2, 8, 2)  # questions about one image after the other, as in the demo's batches

@@ -19,8 +19,8 @@ from bitseam.data.rows import Row, write_rows
 from bitseam.errors import ModelError
 from bitseam.evals import planning
 from bitseam.evals.planning import FrozenPair, UpPlanner
-from bitseam.parties.checkpoint import Identity, build_client, build_server, save_client, save_server
-from bitseam.parties.prompts import Prompter
+from bitseam.runs.checkpoint import Identity, build_client, build_server, save_client, save_server
+from bitseam.text.prompts import Prompter
 
 QUESTIONS = [("is this a cat ?", "yes", 0), ("a dog ?", "no", 0), ("what is there ?", "a red cat", 1)]
 

@@ -1,7 +1,7 @@
 """Recipes: what a run is. Frozen dataclasses, TOML in, canonical JSON out.
 
 Both parties read the same recipe file. What must be alike on both sides is compared in the handshake
-(`bitseam.parties.seam.terms`); the rest, such as paths and learning rates, is each side's own.
+(`bitseam.streams.seam.terms`); the rest, such as paths and learning rates, is each side's own.
 """
 
 from __future__ import annotations
@@ -163,6 +163,11 @@ class Text:
     prompt: Plain = "chat"
     max_tokens: Count = 512  # longest prompt with its answer; a longer row is refused
     max_answer_tokens: Count | None = None
+
+    @property
+    def most_new_tokens(self) -> int:
+        """The most that one question may be answered with."""
+        return max(self.max_tokens, 256, self.max_answer_tokens or 0)
 
     def __post_init__(self) -> None:
         if self.prompt != "chat" and not all(self.prompt.count(f) == 1 for f in ("{image}", "{question}")):

@@ -17,7 +17,7 @@ from tiny_run import write_tiny_run
 from bitseam.cli.main import locate
 from bitseam.config import load_recipe
 from bitseam.errors import ConfigError, TransportError
-from bitseam.parties.claim import claimed
+from bitseam.runs.claim import claimed
 from bitseam.serve import serve
 
 pytest_plugins = ["disks"]

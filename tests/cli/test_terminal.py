@@ -15,11 +15,11 @@ from rich.table import Table
 
 from bitseam.cli.client import show_ledger
 from bitseam.cli.status import show_status
+from bitseam.console import Terminal, log_handler, plain
 from bitseam.errors import RefusedError, printable
-from bitseam.parties.console import Terminal, log_handler, plain
-from bitseam.parties.ledger import Ledger
-from bitseam.parties.peer import Peer
 from bitseam.serve.events import event_log
+from bitseam.sessions.ledger import Ledger
+from bitseam.sessions.peer import Peer
 from bitseam.transport import memory_pair
 from bitseam.wire import Limits
 from bitseam.wire import messages_pb2 as pb

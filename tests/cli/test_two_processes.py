@@ -20,7 +20,7 @@ from conftest import Tiny
 from in_process import Command, flat
 from tiny_run import write_tiny_run
 
-from bitseam.parties.checkpoint import read_config
+from bitseam.runs.checkpoint import read_config
 from bitseam.transport import make_certificates
 from bitseam.transport.authority import allow_list, revoke
 

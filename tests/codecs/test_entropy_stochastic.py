@@ -1,8 +1,9 @@
 import pytest
 import torch
 
-from bitseam.codecs import EntropyStochastic, Stochastic, entropy_stream
-from bitseam.codecs.entropy_stochastic import _tables
+from bitseam.codecs import EntropyStochastic, Stochastic
+from bitseam.codecs.entropy import stream as entropy_stream
+from bitseam.codecs.entropy.stochastic import _tables
 from bitseam.errors import CodecError
 
 STEPS = [0.05, 0.5, 2.0, 8.0]

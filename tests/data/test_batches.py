@@ -15,7 +15,7 @@ from conftest import Tiny, make_recipe
 from bitseam.data.batches import Batches, Order
 from bitseam.data.rows import Row
 from bitseam.errors import DataError
-from bitseam.parties.prompts import Prompter
+from bitseam.text.prompts import Prompter
 
 
 class Recorder:

@@ -12,7 +12,7 @@ from PIL import Image
 
 from bitseam.data.images import open_image
 from bitseam.errors import DataError
-from bitseam.halves.pictures import upright_rgb
+from bitseam.models.vision.pictures import upright_rgb
 
 RAMP = np.tile(np.linspace(0, 1, 256), (4, 1))
 DEEP = {

@@ -25,11 +25,11 @@ from bitseam.data.images import MOST_MEGAPIXELS, open_image
 from bitseam.data.inspection import contents_of
 from bitseam.data.memory import Memory
 from bitseam.errors import DataError
-from bitseam.halves import pictures
-from bitseam.halves.client import load_client_half
-from bitseam.halves.pictures import middle, quiet, upright_rgb
-from bitseam.parties.checkpoint import Identity, build_client, build_server, save_client, save_server
-from bitseam.parties.merge import BitseamModel, merge
+from bitseam.models.vision import pictures
+from bitseam.models.vision.half import load_vision_half
+from bitseam.models.vision.pictures import middle, quiet, upright_rgb
+from bitseam.runs.checkpoint import Identity, build_client, build_server, save_client, save_server
+from bitseam.runs.merge import BitseamModel, merge
 
 RED, BLUE, GREEN, WHITE = (255, 0, 0), (0, 0, 255), (0, 255, 0), (255, 255, 255)
 
@@ -104,7 +104,7 @@ def test_D3_orientation_in_xmp_after_the_pixels_and_in_broken_exif(tmp_path: Pat
 
 def test_D3_in_every_way_in(tiny: Tiny, tmp_path: Path) -> None:
     recipe = make_recipe(tiny)
-    half = load_client_half(recipe.client, 32)
+    half = load_vision_half(recipe.client, 32)
     sideways = turned(tmp_path, "png", 6)
     upright = tmp_path / "upright.png"
     open_image(sideways).save(upright)
@@ -139,7 +139,7 @@ SQUARE, MIDDLE = {"do_center_crop": False, "size": {"height": 56, "width": 56}},
 def test_D16_extreme_aspect_ratios_take_no_more_than_others(
     tiny: Tiny, tmp_path: Path, size: tuple[int, int], framing: dict[str, Any]
 ) -> None:
-    half = load_client_half(make_recipe(tiny).client, 32)
+    half = load_vision_half(make_recipe(tiny).client, 32)
     half.framing = framing
     Image.new("L", size, 77).save(tmp_path / "x.png")
     start = time.perf_counter()

@@ -15,12 +15,12 @@ from test_rows import picture
 
 from bitseam.data.features import LiveFeatures
 from bitseam.errors import DataError
-from bitseam.halves.client import ClientHalf, load_client_half
+from bitseam.models.vision.half import VisionHalf, load_vision_half
 
 
 @pytest.fixture(scope="module")
-def half(tiny: Tiny) -> ClientHalf:
-    return load_client_half(make_recipe(tiny).client, 32)
+def half(tiny: Tiny) -> VisionHalf:
+    return load_vision_half(make_recipe(tiny).client, 32)
 
 
 @pytest.fixture(scope="module")
@@ -30,13 +30,13 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 
 @pytest.fixture(scope="module")
-def live(half: ClientHalf) -> Iterator[LiveFeatures]:
+def live(half: VisionHalf) -> Iterator[LiveFeatures]:
     features = LiveFeatures(half, workers=1)
     yield features
     features.close()
 
 
-def test_workers_give_the_pixels_of_the_thread(live: LiveFeatures, half: ClientHalf, images: list[Path]) -> None:
+def test_workers_give_the_pixels_of_the_thread(live: LiveFeatures, half: VisionHalf, images: list[Path]) -> None:
     alone = LiveFeatures(half)
     groups = [tuple(images[i : i + 2]) for i in (0, 2, 4)]
     live.expect(groups)
@@ -57,7 +57,7 @@ def test_an_image_that_a_worker_cannot_read_is_named_as_ever(
     assert len(live.pixels((images[1],))) == 1
 
 
-def test_the_language_half_and_the_weights_stay_where_they_are(half: ClientHalf) -> None:
+def test_the_language_half_and_the_weights_stay_where_they_are(half: VisionHalf) -> None:
     assert list(half.preprocessing().parameters()) == []
     assert list(half.parameters()) != []
 

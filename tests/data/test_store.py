@@ -24,12 +24,12 @@ from bitseam.data.inspection import contents_of
 from bitseam.data.memory import Memory
 from bitseam.data.store import FeatureStore
 from bitseam.errors import DataError, NonFiniteError
-from bitseam.halves.client import ClientHalf, load_client_half
+from bitseam.models.vision.half import VisionHalf, load_vision_half
 
 
 @pytest.fixture
-def half(tiny: Tiny) -> ClientHalf:
-    return load_client_half(make_recipe(tiny).client, 32)
+def half(tiny: Tiny) -> VisionHalf:
+    return load_vision_half(make_recipe(tiny).client, 32)
 
 
 @pytest.fixture
@@ -51,11 +51,11 @@ def computed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return seen
 
 
-def stored(half: ClientHalf, images: Sequence[Path], cache: Path) -> StoredFeatures:
+def stored(half: VisionHalf, images: Sequence[Path], cache: Path) -> StoredFeatures:
     return StoredFeatures(half, contents_of(images, Memory(cache / "checked.sqlite")), cache / "features")
 
 
-def test_stored_features_are_the_live_ones(half: ClientHalf, images: list[Path], tmp_path: Path) -> None:
+def test_stored_features_are_the_live_ones(half: VisionHalf, images: list[Path], tmp_path: Path) -> None:
     live = LiveFeatures(half).of(images[1:])
     features = stored(half, images, tmp_path / "cache").of(images[1:])
     assert features.dtype == torch.float32
@@ -63,7 +63,7 @@ def test_stored_features_are_the_live_ones(half: ClientHalf, images: list[Path],
 
 
 def test_D8_only_pictures_that_are_new_are_computed(
-    half: ClientHalf, images: list[Path], tmp_path: Path, computed: list[str]
+    half: VisionHalf, images: list[Path], tmp_path: Path, computed: list[str]
 ) -> None:
     cache = tmp_path / "cache"
     before = stored(half, images[:2], cache).of(images[:2])
@@ -78,7 +78,7 @@ def test_D8_only_pictures_that_are_new_are_computed(
 
 
 def test_D8_another_picture_under_the_old_name_size_and_time(
-    half: ClientHalf, tmp_path: Path, computed: list[str]
+    half: VisionHalf, tmp_path: Path, computed: list[str]
 ) -> None:
     path = tmp_path / "a.bmp"  # all of one size
     before = stored(half, [picture(path, 1)], tmp_path / "cache").of([path])
@@ -93,7 +93,7 @@ def test_D8_another_picture_under_the_old_name_size_and_time(
 
 
 def test_D8_a_picture_that_changes_after_it_was_checked_is_not_kept_under_its_old_content(
-    half: ClientHalf, images: list[Path], tmp_path: Path
+    half: VisionHalf, images: list[Path], tmp_path: Path
 ) -> None:
     contents = contents_of(images, Memory(tmp_path / "checked.sqlite"))
     picture(images[1], 77)
@@ -102,34 +102,34 @@ def test_D8_a_picture_that_changes_after_it_was_checked_is_not_kept_under_its_ol
     assert list((tmp_path / "features").iterdir()) == []
 
 
-def _weights(half: ClientHalf) -> None:
+def _weights(half: VisionHalf) -> None:
     with torch.no_grad():
         next(half.tower.parameters()).mul_(1.01)
 
 
-def _layer(half: ClientHalf) -> None:
+def _layer(half: VisionHalf) -> None:
     half.tower.hidden_layer = -1
 
 
-def _norm(half: ClientHalf) -> None:
+def _norm(half: VisionHalf) -> None:
     half.tower.model.config.layer_norm_eps = 1e-3
 
 
-def _colours(half: ClientHalf) -> None:
+def _colours(half: VisionHalf) -> None:
     half.processor.image_mean = [0.1, 0.2, 0.3]
 
 
-def _size(half: ClientHalf) -> None:
+def _size(half: VisionHalf) -> None:
     half.framing["size"] = {"shortest_edge": 60}
 
 
-def _type(half: ClientHalf) -> None:
+def _type(half: VisionHalf) -> None:
     half.tower.bfloat16()
 
 
 @pytest.mark.parametrize("change", [_weights, _layer, _norm, _colours, _size, _type])
-def test_D8_another_tower_has_other_features(tiny: Tiny, half: ClientHalf, change) -> None:
-    again = load_client_half(make_recipe(tiny).client, 32)
+def test_D8_another_tower_has_other_features(tiny: Tiny, half: VisionHalf, change) -> None:
+    again = load_vision_half(make_recipe(tiny).client, 32)
     assert tower_digest(again) == tower_digest(half)  # the connector, of random weights, is no part of it
     change(again)
     assert tower_digest(again) != tower_digest(half)
@@ -138,12 +138,12 @@ def test_D8_another_tower_has_other_features(tiny: Tiny, half: ClientHalf, chang
 def test_D8_another_checkpoint_under_the_same_name(tiny: Tiny, tmp_path: Path, images: list[Path]) -> None:
     name = str(shutil.copytree(tiny.vision, tmp_path / "vision"))
     recipe = make_recipe(tiny, client__checkpoint=name)
-    before = stored(load_client_half(recipe.client, 32), images, tmp_path / "cache").of(images)
-    half = load_client_half(recipe.client, 32)
+    before = stored(load_vision_half(recipe.client, 32), images, tmp_path / "cache").of(images)
+    half = load_vision_half(recipe.client, 32)
     with torch.no_grad():
         half.tower.model.layernorm.weight.mul_(2)
     half.tower.model.save_pretrained(name)
-    after = stored(load_client_half(recipe.client, 32), images, tmp_path / "cache").of(images)
+    after = stored(load_vision_half(recipe.client, 32), images, tmp_path / "cache").of(images)
     assert not torch.allclose(before, after, atol=0.1)
 
 
@@ -184,7 +184,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root mounts")
 def test_O3_a_full_disk_is_a_named_error_and_leaves_nothing(
-    half: ClientHalf, images: list[Path], small_disk: Path
+    half: VisionHalf, images: list[Path], small_disk: Path
 ) -> None:
     with pytest.raises(DataError, match=r"BITSEAM_CACHE.*data\.cache_features = false"):
         stored(half, images, small_disk)

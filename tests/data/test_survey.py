@@ -19,7 +19,7 @@ from bitseam.data.kept import keep_rows
 from bitseam.data.rows import BadRow, Row
 from bitseam.data.survey import survey
 from bitseam.errors import DataError
-from bitseam.parties.prompts import Prompter
+from bitseam.text.prompts import Prompter
 
 LONG = "is this a cat ? " * 10  # 50 tokens, of 32
 

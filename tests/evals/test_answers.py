@@ -17,8 +17,8 @@ from bitseam import config
 from bitseam.data.rows import Row
 from bitseam.errors import ConfigError, DataError
 from bitseam.evals import answer_room, evaluate, normal
-from bitseam.parties.limits import session_limits
-from bitseam.parties.prompts import Prompter
+from bitseam.sessions.limits import session_limits
+from bitseam.text.prompts import Prompter
 
 
 @pytest.mark.parametrize(

@@ -29,8 +29,8 @@ from bitseam.config import Text, load_recipe
 from bitseam.data.images import open_image
 from bitseam.data.rows import read_rows
 from bitseam.errors import ConfigError, DataError, ModelError
-from bitseam.halves.pictures import MOST_PIXELS, middle, upright_rgb
-from bitseam.parties.prompts import Prompter
+from bitseam.models.vision.pictures import MOST_PIXELS, middle, upright_rgb
+from bitseam.text.prompts import Prompter
 
 ROOT = Path(__file__).parent.parent.parent
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from google.protobuf.message import DecodeError, Message
 
-from bitseam.parties import text as texts
+from bitseam.text import symbols as texts
 from bitseam.wire import messages_pb2 as pb
 
 Mutation = Callable[[bytes, Random, int], bytes]  # an input, a source of chance, its variant -> another input

@@ -20,7 +20,8 @@ from fuzz_mutation import Mutation, move_weight, mutate_bytes, mutate_message, m
 
 from bitseam.codecs import Codec, Delta, EntropyUniform, codec_from_config
 from bitseam.errors import BitseamError, CodecError, LimitError, PeerGoneError, WireError
-from bitseam.parties.text import TextBatch, read_text, text_message
+from bitseam.text.batch import TextBatch
+from bitseam.text.symbols import read_text, text_message
 from bitseam.transport.flow import PIECE, Assembly
 from bitseam.wire import Limits, Protocol, State
 from bitseam.wire import messages_pb2 as pb

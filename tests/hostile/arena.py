@@ -26,15 +26,15 @@ from torch import Tensor
 
 from bitseam import config
 from bitseam.errors import BitseamError
-from bitseam.parties.checkpoint import build_client
-from bitseam.parties.client import ClientSession
-from bitseam.parties.limits import held_bytes
-from bitseam.parties.optimise import Stepper
-from bitseam.parties.party import ServerParty
-from bitseam.parties.prompts import Prompter
-from bitseam.parties.seam import build_seam, terms
-from bitseam.parties.server import ServerSession
-from bitseam.parties.text import TextBatch
+from bitseam.runs.checkpoint import build_client
+from bitseam.runs.optimise import Stepper
+from bitseam.sessions.client import ClientSession
+from bitseam.sessions.limits import held_bytes
+from bitseam.sessions.party import ServerParty
+from bitseam.sessions.server import ServerSession
+from bitseam.streams.seam import build_seam, terms
+from bitseam.text.batch import TextBatch
+from bitseam.text.prompts import Prompter
 from bitseam.transport import Channel, Tls, connect, make_certificates, memory_pair
 from bitseam.transport.flow import Assembly, pieces
 from bitseam.wire import VERSION, Limits

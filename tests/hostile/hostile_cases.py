@@ -13,8 +13,9 @@ import numpy as np
 import torch
 from arena import Arena, Raw
 
-from bitseam.parties.peer import encode
-from bitseam.parties.text import DICTIONARY, TextBatch, _symbol_type, deflate, text_message
+from bitseam.sessions.peer import encode
+from bitseam.text.batch import TextBatch
+from bitseam.text.symbols import DICTIONARY, _symbol_type, deflate, text_message
 from bitseam.transport.flow import PIECE
 from bitseam.wire import messages_pb2 as pb
 

@@ -13,8 +13,8 @@ from google.protobuf.descriptor import FieldDescriptor
 from wire_examples import GOLDEN
 
 from bitseam import config
-from bitseam.parties.seam import terms
-from bitseam.parties.text import _FIRST, _FURTHER, _HERE, _HIDDEN, _IDS, _TURN
+from bitseam.streams.seam import terms
+from bitseam.text.symbols import _FIRST, _FURTHER, _HERE, _HIDDEN, _IDS, _TURN
 from bitseam.transport.grpc import _METHOD, _SERVICE
 from bitseam.wire import VERSION, Limits
 from bitseam.wire import messages_pb2 as pb

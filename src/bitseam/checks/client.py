@@ -16,10 +16,10 @@ from bitseam.data.assets import cache_folder, require_cache
 from bitseam.data.rows import listed
 from bitseam.data.survey import Survey, survey
 from bitseam.evals import answer_room
-from bitseam.parties.checkpoint import Identity, Locate, build_client, held, load_client
-from bitseam.parties.device import choose_device
-from bitseam.parties.models import ClientModel
-from bitseam.parties.prompts import Prompter
+from bitseam.models.client import ClientModel
+from bitseam.models.device import choose_device
+from bitseam.runs.checkpoint import Identity, Locate, build_client, held, load_client
+from bitseam.text.prompts import Prompter
 from bitseam.transport import Tls
 
 Purpose = Literal["train", "evaluate", "ask"]

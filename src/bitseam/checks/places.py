@@ -10,8 +10,8 @@ from typing import Literal
 from torch import nn
 
 from bitseam.errors import ClaimedError, ConfigError
-from bitseam.parties.claim import require_unclaimed
-from bitseam.parties.folders import KEPT, whole_checkpoints
+from bitseam.runs.claim import require_unclaimed
+from bitseam.runs.folders import KEPT, whole_checkpoints
 
 _MOMENTS = 2  # of AdamW, each as large as the weights
 

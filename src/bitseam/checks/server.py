@@ -9,9 +9,9 @@ from bitseam import config
 from bitseam.checks.findings import Checks
 from bitseam.checks.network import may_speak, own_certificates, require_free, valid_until
 from bitseam.checks.places import room_for_checkpoints, state_of
-from bitseam.parties.checkpoint import Locate, build_server, held
-from bitseam.parties.party import ServerParty
-from bitseam.parties.prompts import Prompter
+from bitseam.runs.checkpoint import Locate, build_server, held
+from bitseam.sessions.party import ServerParty
+from bitseam.text.prompts import Prompter
 from bitseam.transport import Admission, Tls
 
 

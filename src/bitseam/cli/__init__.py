@@ -2,7 +2,7 @@
 
 import os
 
-from bitseam.parties.heap import keep_freed
+from bitseam.runs.heap import keep_freed
 
 # OpenMP's threads spin for some 15 ms after each parallel region. On one machine, or on a server with several sessions,
 # that takes the cores from the half whose turn it is: a split step is 15 % faster with a short spin. Read once, when

@@ -12,9 +12,9 @@ from bitseam.checks.findings import Checks, Finding
 from bitseam.checks.network import own_certificates, reach, require_free
 from bitseam.checks.places import require_folder
 from bitseam.checks.server import check_server
+from bitseam.console import Terminal
 from bitseam.errors import AddressInUseError
-from bitseam.parties.checkpoint import Locate
-from bitseam.parties.console import Terminal
+from bitseam.runs.checkpoint import Locate
 
 Side = Literal["client", "server"]
 stdout = Terminal()

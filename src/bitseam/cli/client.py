@@ -18,6 +18,7 @@ from rich.table import Table
 
 from bitseam import config
 from bitseam.checks.client import ClientSide, ready_client, stores_features
+from bitseam.console import Terminal, plain
 from bitseam.data.assets import cache_folder
 from bitseam.data.batches import Batches
 from bitseam.data.features import Features, LiveFeatures, StoredFeatures
@@ -27,19 +28,17 @@ from bitseam.data.rows import Row, listed
 from bitseam.data.survey import Survey
 from bitseam.errors import ConfigError, printable
 from bitseam.evals import answer_room, evaluate, wilson
-from bitseam.parties.answer_stream import AnswerStream
-from bitseam.parties.byproducts import Byproduct
-from bitseam.parties.checkpoint import Locate, held, newest
-from bitseam.parties.claim import claimed
-from bitseam.parties.client import ClientSession
-from bitseam.parties.console import Terminal, plain
-from bitseam.parties.ledger import Ledger
-from bitseam.parties.limits import new_tokens
-from bitseam.parties.models import ClientModel
-from bitseam.parties.prompts import Prompter
-from bitseam.parties.runlog import peak_memory
-from bitseam.parties.seam import build_seam, terms
-from bitseam.parties.stopping import TERMINATED, told_by
+from bitseam.models.client import ClientModel
+from bitseam.runs.byproducts import Byproduct
+from bitseam.runs.checkpoint import Locate, held, newest
+from bitseam.runs.claim import claimed
+from bitseam.runs.runlog import peak_memory
+from bitseam.runs.stopping import TERMINATED, told_by
+from bitseam.sessions.client import ClientSession
+from bitseam.sessions.ledger import Ledger
+from bitseam.streams.seam import build_seam, terms
+from bitseam.text.answer_stream import AnswerStream
+from bitseam.text.prompts import Prompter
 from bitseam.train import train
 from bitseam.transport import connect
 
@@ -136,7 +135,7 @@ def run_question(
     recipe: config.Recipe, locate: Locate, image: Path, question: str, checkpoint: Path | None, max_new_tokens: int
 ) -> str:
     """`bitseam ask`: print the answer as it comes; returns it."""
-    if max_new_tokens > (most := new_tokens(recipe.text)):
+    if max_new_tokens > (most := recipe.text.most_new_tokens):
         raise ConfigError(f"--max-new-tokens {max_new_tokens}: the server gives {most} at the most (text.max_tokens)")
     row = Row(image, question, "")
     open_image(image)  # a bad file is told before anything else is loaded

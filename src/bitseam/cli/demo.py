@@ -20,13 +20,13 @@ import torch
 
 from bitseam.cli.machine import circumstances, free_port
 from bitseam.config import Recipe, load_recipe
+from bitseam.console import Terminal
 from bitseam.data.assets import fetch, path_of
 from bitseam.data.cifar_questions import CLASSES, write_questions
 from bitseam.data.rows import Row, read_rows
 from bitseam.errors import BitseamError
 from bitseam.evals.report import summary_table, write_html
-from bitseam.parties.console import Terminal
-from bitseam.parties.folders import writable
+from bitseam.runs.folders import writable
 from bitseam.transport import make_certificates
 
 RECIPE = Path("recipes/demo.toml")

@@ -15,8 +15,8 @@ import typer
 from rich.text import Text
 
 from bitseam.cli import streams
+from bitseam.console import Terminal, log_handler
 from bitseam.errors import BitseamError, ConfigError, printable
-from bitseam.parties.console import Terminal, log_handler
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 
@@ -210,10 +210,10 @@ def merge(
     out: Annotated[Path, typer.Argument(help="Folder of the one model to write.")],
 ) -> None:
     """Join two halves into one transformers model that runs unsplit."""
-    from bitseam.parties.merge import merge as join
+    from bitseam.runs.merge import merge as join
 
     join(client, server, out, locate)
-    stdout.print(f"Wrote {out}; bitseam.parties.merge.BitseamModel.from_pretrained reads it.")
+    stdout.print(f"Wrote {out}; bitseam.runs.merge.BitseamModel.from_pretrained reads it.")
 
 
 @app.command()

@@ -14,6 +14,7 @@ from rich.table import Table
 
 from bitseam import config
 from bitseam.cli.machine import circumstances
+from bitseam.console import Terminal
 from bitseam.data.batches import Batches
 from bitseam.data.features import LiveFeatures
 from bitseam.data.survey import survey
@@ -21,11 +22,10 @@ from bitseam.errors import ConfigError
 from bitseam.evals.plan_figure import draw_plan
 from bitseam.evals.plan_report import DownPlan, channels_of, rows_of
 from bitseam.evals.planning import FrozenPair, Sample, UpPlan, UpPlanner, loss_increase
-from bitseam.parties.checkpoint import Locate, load_pair
-from bitseam.parties.console import Terminal
-from bitseam.parties.device import choose_device
-from bitseam.parties.folders import writable
-from bitseam.parties.prompts import Prompter
+from bitseam.models.device import choose_device
+from bitseam.runs.checkpoint import Locate, load_pair
+from bitseam.runs.folders import writable
+from bitseam.text.prompts import Prompter
 
 stdout = Terminal()
 _ESTIMATE = ("nats", "standard_error")

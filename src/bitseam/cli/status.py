@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bitseam import config
-from bitseam.parties.console import plain
+from bitseam.console import plain
 from bitseam.serve.status import read_status
 
 

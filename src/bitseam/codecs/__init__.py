@@ -8,8 +8,8 @@ from typing import Any
 from bitseam.codecs.base import Codec
 from bitseam.codecs.blockwise_int import BlockwiseInt
 from bitseam.codecs.delta import Delta
-from bitseam.codecs.entropy import EntropyUniform
-from bitseam.codecs.entropy_stochastic import EntropyStochastic
+from bitseam.codecs.entropy.stochastic import EntropyStochastic
+from bitseam.codecs.entropy.uniform import EntropyUniform
 from bitseam.codecs.floating import Bf16, Fp16, Fp32
 from bitseam.codecs.fp8 import Fp8
 from bitseam.codecs.normal_float import NormalFloat

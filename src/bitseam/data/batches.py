@@ -17,8 +17,8 @@ from torch import Tensor
 from bitseam.data.features import Features
 from bitseam.data.rows import Row
 from bitseam.errors import DataError
-from bitseam.parties.prompts import Prompter
-from bitseam.parties.text import TextBatch
+from bitseam.text.batch import TextBatch
+from bitseam.text.prompts import Prompter
 
 
 class Batches:

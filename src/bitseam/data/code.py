@@ -18,7 +18,7 @@ def _digest(patterns: tuple[str, ...], *packages: str) -> str:
     return digest.hexdigest()
 
 
-_PICTURES = ("data/images.py", "halves/*.py")
+_PICTURES = ("data/images.py", "models/weights.py", "models/vision/*.py")
 PICTURE_CODE = _digest(_PICTURES, "pillow")  # file -> image
 TOWER_CODE = _digest(_PICTURES, "pillow", "torch", "transformers")  # file -> features
-PROMPT_CODE = _digest(("parties/*.py",), "tokenizers", "transformers")  # row -> tokens
+PROMPT_CODE = _digest(("text/*.py",), "tokenizers", "transformers")  # row -> tokens

@@ -20,7 +20,7 @@ from bitseam.data.inspection import content_of
 from bitseam.data.loader import Loader
 from bitseam.data.store import FeatureStore
 from bitseam.errors import DataError
-from bitseam.halves.client import ClientHalf
+from bitseam.models.vision.half import VisionHalf
 
 
 class Features(Protocol):
@@ -41,7 +41,7 @@ class LiveFeatures:
     workers: processes that decode and resize what is expected; 0 leaves that to the caller's thread. Close it then.
     """
 
-    def __init__(self, half: ClientHalf, workers: int = 0) -> None:
+    def __init__(self, half: VisionHalf, workers: int = 0) -> None:
         self._half = half
         self.ahead = 2 * workers  # one in hand and one that is done, each
         self._loader = Loader(half.preprocessing().pixels, workers) if workers else None
@@ -75,7 +75,7 @@ class StoredFeatures:
 
     ahead = 0  # a record is read in less time than a worker needs to hand it over
 
-    def __init__(self, half: ClientHalf, contents: Mapping[Path, bytes], folder: Path) -> None:
+    def __init__(self, half: VisionHalf, contents: Mapping[Path, bytes], folder: Path) -> None:
         self._contents = contents
         self._store = FeatureStore(folder / tower_digest(half)[:32], (half.tower.tokens, half.tower.width))
         self._live = LiveFeatures(half)
@@ -97,7 +97,7 @@ class StoredFeatures:
         return features
 
 
-def tower_digest(half: ClientHalf) -> str:
+def tower_digest(half: VisionHalf) -> str:
     """SHA-256, in hex, of all that decides which features a picture has."""
     digest = hashlib.sha256(TOWER_CODE.encode())
     digest.update(json.dumps(half.settings(), sort_keys=True, default=str).encode())

@@ -14,7 +14,7 @@ from PIL import Image, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile, get_sampling, jpeg_factory
 
 from bitseam.errors import DataError, printable
-from bitseam.halves.pictures import cause, quiet, reduction, upright_rgb
+from bitseam.models.vision.pictures import cause, quiet, reduction, upright_rgb
 
 # Millions of pixels, such that each decoder stays below 1 GB and 10 s, by what it was measured to take for a pixel.
 MOST_MEGAPIXELS = {
@@ -35,7 +35,7 @@ _MOST_FILE = 2**29  # bytes; some decoders read files whole
 
 
 def open_image(path: Path) -> Image.Image:
-    """A whole decoded image: upright, RGB, on white (`bitseam.halves.pictures`). Of several frames it is the first.
+    """A whole decoded image: upright, RGB, on white (`bitseam.models.vision.pictures`). Of several frames the first.
 
     Raises DataError that names the file and the cause in one line.
     """

@@ -22,7 +22,7 @@ from bitseam.data.inspection import inspect_images
 from bitseam.data.memory import Memory
 from bitseam.data.rows import BadRow, Row, digest_of, listed, scan_rows
 from bitseam.errors import DataError
-from bitseam.parties.prompts import Prompter
+from bitseam.text.prompts import Prompter
 
 _CHUNK = 1024  # rows tokenized at a time
 

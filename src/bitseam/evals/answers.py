@@ -15,11 +15,11 @@ from rich.progress import track
 from torch import Tensor
 
 from bitseam import config
+from bitseam.console import Terminal
 from bitseam.errors import DataError, printable
-from bitseam.parties.client import ClientSession
-from bitseam.parties.console import Terminal
-from bitseam.parties.limits import QUESTIONS, new_tokens
-from bitseam.parties.prompts import Prompter
+from bitseam.sessions.client import ClientSession
+from bitseam.sessions.limits import QUESTIONS
+from bitseam.text.prompts import Prompter
 
 _SIGNS = frozenset("%‰‱٪#&@*/\\'\"†‡§¶·•\u2032\u2033\u2034")  # stand with numbers and names, and are no punctuation
 
@@ -92,7 +92,7 @@ def answer_room(prompter: Prompter, rows: Sequence[Question], text: config.Text)
     if text.max_answer_tokens is not None:
         return text.max_answer_tokens
     longest, row = max(((len(prompter.answer(row.answer)), row) for row in rows), key=lambda pair: pair[0])
-    if longest > (most := new_tokens(text)):
+    if longest > (most := text.most_new_tokens):
         raise DataError(
             f"data.test: the answer {printable(row.answer, 80)!r} has {longest} tokens, and the server gives {most} at "
             f"the most: set text.max_answer_tokens = {longest} on both sides"

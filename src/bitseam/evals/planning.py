@@ -20,12 +20,13 @@ import torch
 from torch import Tensor
 
 from bitseam.codecs import EntropyUniform
-from bitseam.codecs.entropy import MAX_GROUPS
+from bitseam.codecs.entropy.uniform import MAX_GROUPS
 from bitseam.errors import CodecError, ModelError
-from bitseam.parties.models import ClientModel, ServerModel
-from bitseam.parties.text import TextBatch
+from bitseam.models.client import ClientModel
+from bitseam.models.server import ServerModel
 from bitseam.quant import RDFSQ, Float, LearnedClipFSQ, StepFSQ
 from bitseam.quant.planning import ChannelPlan, crossing, plan_channels, symbol_counts
+from bitseam.text.batch import TextBatch
 
 _AFFINE = (Float, RDFSQ, StepFSQ, LearnedClipFSQ)
 _BITS_NEAR, _LOSS_NEAR = 2e-3, 1e-2  # shares of the targets

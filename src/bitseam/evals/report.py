@@ -27,9 +27,9 @@ from markupsafe import Markup
 from matplotlib.ticker import MaxNLocator
 from rich.table import Table
 
+from bitseam.console import plain
 from bitseam.errors import DataError, printable
 from bitseam.evals.answers import normal, wilson
-from bitseam.parties.console import plain
 
 Report = Mapping[str, Any]
 VARIANTS = ("coded", "fp16")

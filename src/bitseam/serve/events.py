@@ -9,8 +9,8 @@ from pathlib import Path
 
 from pythonjsonlogger.json import JsonFormatter
 
-from bitseam.parties.byproducts import Byproduct
-from bitseam.parties.server import current_session
+from bitseam.runs.byproducts import Byproduct
+from bitseam.sessions.server import current_session
 
 
 class _AboutSession(logging.Filter):

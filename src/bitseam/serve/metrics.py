@@ -18,8 +18,8 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from bitseam.errors import TransportError
-from bitseam.parties.party import ServerParty, StepReport
 from bitseam.serve.sessions import Sessions
+from bitseam.sessions.party import ServerParty, StepReport
 from bitseam.transport import join_address, metrics_address
 
 _SECONDS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30)

@@ -12,16 +12,16 @@ from typing import Any
 
 from bitseam import config
 from bitseam.checks.server import ready_server
-from bitseam.parties.byproducts import Byproduct
-from bitseam.parties.checkpoint import Locate
-from bitseam.parties.claim import claimed
-from bitseam.parties.party import StepReport
-from bitseam.parties.quota import Quotas
-from bitseam.parties.runlog import RunLog, peak_memory
-from bitseam.parties.stopping import TERMINATED, told_by
+from bitseam.runs.byproducts import Byproduct
+from bitseam.runs.checkpoint import Locate
+from bitseam.runs.claim import claimed
+from bitseam.runs.runlog import RunLog, peak_memory
+from bitseam.runs.stopping import TERMINATED, told_by
 from bitseam.serve.events import event_log
 from bitseam.serve.metrics import Metrics, publish
 from bitseam.serve.sessions import Sessions
+from bitseam.sessions.party import StepReport
+from bitseam.sessions.quota import Quotas
 from bitseam.transport import Listener
 
 log = logging.getLogger(__name__)

@@ -7,8 +7,8 @@ import threading
 from collections import Counter
 
 from bitseam.errors import BitseamError
-from bitseam.parties.party import ServerParty
-from bitseam.parties.server import ServerSession
+from bitseam.sessions.party import ServerParty
+from bitseam.sessions.server import ServerSession
 from bitseam.transport import Channel
 
 log = logging.getLogger(__name__)

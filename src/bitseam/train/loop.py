@@ -13,7 +13,7 @@ from torch import Tensor
 
 from bitseam import config
 from bitseam.errors import BitseamError, SessionLostError
-from bitseam.parties.checkpoint import (
+from bitseam.runs.checkpoint import (
     Identity,
     folder_of,
     held,
@@ -22,11 +22,11 @@ from bitseam.parties.checkpoint import (
     restore_client,
     save_client,
 )
-from bitseam.parties.client import ClientSession
-from bitseam.parties.optimise import Stepper
-from bitseam.parties.resume import resume_training, training_state
-from bitseam.parties.runlog import RunLog
-from bitseam.parties.text import TextBatch
+from bitseam.runs.optimise import Stepper
+from bitseam.runs.resume import resume_training, training_state
+from bitseam.runs.runlog import RunLog
+from bitseam.sessions.client import ClientSession
+from bitseam.text.batch import TextBatch
 
 log = logging.getLogger(__name__)
 

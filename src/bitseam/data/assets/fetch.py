@@ -28,9 +28,9 @@ from urllib.request import url2pathname
 import requests
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
+from bitseam.console import Terminal
 from bitseam.data.assets.catalogue import ENTRIES, Entry, Source
 from bitseam.errors import AssetError, ChecksumError, DiskFullError, NoNetworkError
-from bitseam.parties.console import Terminal
 
 _CHUNK = 1 << 16
 _TIMEOUT = (30, 120)  # seconds to connect, and between two bytes

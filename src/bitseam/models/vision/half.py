@@ -1,0 +1,186 @@
+"""The client half of a vision-language model: vision tower and connector. Knows nothing of the language model.
+
+Shapes: B images, N patches, m the merge factor, M = N / m^2 image tokens, Dv tower width, D language width.
+
+    images -> pixels (B, 3, H, W) -> tower -> features (B, M, Dv m^2) -> connector -> (B, M, D)
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoImageProcessor, AutoModel
+
+from bitseam import config
+from bitseam.errors import ModelError
+from bitseam.models.vision.connector import Whiten, fresh_connector
+from bitseam.models.vision.framing import Framing, framing, own_framing
+from bitseam.models.vision.llava import LlavaTower, LlavaVision
+from bitseam.models.vision.pictures import middle, upright_rgb
+from bitseam.models.vision.proof import check_takes_images, prove_llava, prove_tower
+from bitseam.models.vision.tower import Cut, PatchTower
+from bitseam.models.weights import Loaded, first_sentence, load_float32
+
+
+class VisionHalf(nn.Module):
+    """Vision tower + connector + image processor."""
+
+    tower: PatchTower | LlavaTower
+
+    def __init__(self, tower: PatchTower | LlavaTower, connector: nn.Module, processor: Any, framing: Framing) -> None:
+        super().__init__()
+        self.tower = tower
+        self.connector = connector
+        self.processor = processor
+        self.framing = framing
+
+    @property
+    def tokens(self) -> int:
+        return self.tower.tokens
+
+    def pixels(self, images: Sequence[Image.Image]) -> Tensor:
+        """B images -> (B, 3, H, W), resized and normalised as the checkpoint's processor says, its framing scaled."""
+        rgb = [middle(upright_rgb(image), self.processor, self.framing) for image in images]
+        return self.processor(images=rgb, return_tensors="pt", **self.framing)["pixel_values"]
+
+    def train(self, mode: bool = True) -> VisionHalf:
+        """A tower that is not tuned stays in evaluation mode: dropout would change what it says of an image.
+
+        So do batch norms of a tuned one: with statistics of the batch, an image's features would depend on the images
+        beside it.
+        """
+        super().train(mode)
+        self.tower.train(mode and self._tuned)
+        for module in self.tower.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.eval()
+        return self
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What the proof at load found out, as `half_from_tower` or `half_from_llava` wants it."""
+        return {"tokens": self.tokens} if isinstance(self.tower, LlavaTower) else asdict(self.tower.cut)
+
+    @property
+    def _tuned(self) -> bool:
+        return any(p.requires_grad for p in self.tower.parameters())
+
+    def preprocessing(self) -> VisionHalf:
+        """This half without its weights: enough for `pixels`, and little to hand to another process."""
+        light = copy.copy(self)
+        light._modules = {}
+        return light
+
+    def settings(self) -> dict[str, Any]:
+        """All beside weights and code that decides which features an image has."""
+        plain = {k: v for k, v in vars(self.tower).items() if isinstance(v, int | float | str) and k != "training"}
+        cfg: Any = next((module.config for module in self.tower.modules() if hasattr(module, "config")), None)
+        model = cfg.to_dict() if cfg is not None else {}
+        for name in ("_name_or_path", "transformers_version"):  # where it came from is not what it is
+            model.pop(name, None)
+        return {
+            "tower": plain,
+            "model": model,
+            "processor": self.processor.to_dict(),
+            "facts": self.facts,
+            "framing": self.framing,
+        }
+
+    def features(self, pixels: Tensor) -> Tensor:
+        """(B, 3, H, W) -> (B, M, Dv m^2); without gradient where the tower is frozen."""
+        with torch.set_grad_enabled(self._tuned and torch.is_grad_enabled()):
+            return self.tower(pixels)
+
+    def calibrate(self, features: Tensor) -> None:
+        """Fit a fresh connector to the scale of features (B, M, Dv m^2); a LLaVA's own stays as it is."""
+        for module in self.connector.modules():
+            if isinstance(module, Whiten):
+                module.calibrate(features)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(B, M, Dv m^2) -> (B, M, D)."""
+        return self.connector(features)
+
+
+def load_vision_half(settings: config.Client, width: int) -> VisionHalf:
+    """Build the client half from a vision tower or a LLaVA, in float32; `width` D is that of the language model.
+
+    The checkpoint proves itself (`bitseam.models.vision.proof`). Raises ModelError where it cannot be loaded,
+    cannot be cut or does not fit.
+    """
+    name = f"client.checkpoint {settings.checkpoint!r}"
+    try:
+        cfg = AutoConfig.from_pretrained(settings.checkpoint, trust_remote_code=False)
+        name = f"{name} ({cfg.model_type})"
+        half = (_from_llava if cfg.model_type == "llava" else _from_tower)(settings, width, cfg)
+    except ModelError as error:
+        raise ModelError(f"{name}: {error}") from error
+    except Exception as error:  # whatever another's code raises on anyone's files
+        raise ModelError(f"{name} cannot be loaded: {first_sentence(error)}") from error
+    if not settings.tune_vision:
+        half.tower.requires_grad_(False)
+    return half.train()
+
+
+def _from_tower(settings: config.Client, width: int, cfg: Any) -> VisionHalf:
+    with torch.device("meta"):  # before any weight is read
+        check_takes_images(_vision(AutoModel.from_config(cfg)))
+    loaded = load_float32(AutoModel, settings.checkpoint)
+    tower = prove_tower(_vision_part(loaded), settings.hidden_layer, settings.image_size, settings.merge)
+    return _around(tower, settings, width, _processor(settings.checkpoint))
+
+
+def _from_llava(settings: config.Client, width: int, cfg: Any) -> VisionHalf:
+    if cfg.text_config.hidden_size != width:
+        raise ModelError(f"seam.width is {width}, but this LLaVA's is {cfg.text_config.hidden_size}")
+    processor = _processor(settings.checkpoint)
+    side, fitted = own_framing(processor)
+    loaded = load_float32(LlavaVision, settings.checkpoint)
+    connector = loaded.model.take_connector()
+    return VisionHalf(prove_llava(loaded, side), connector, processor, fitted)
+
+
+def _processor(checkpoint: str) -> Any:
+    try:
+        return AutoImageProcessor.from_pretrained(checkpoint, trust_remote_code=False)
+    except Exception as error:  # as in `load_vision_half`
+        why = "it needs torchvision: pip install torchvision" if "torchvision" in str(error) else first_sentence(error)
+        raise ModelError(f"its image processor, preprocessor_config.json, cannot be loaded: {why}") from error
+
+
+def _vision(model: Any) -> Any:
+    """CLIP, SigLIP and their kind carry a text tower along; models that write text are no such pair."""
+    return model.vision_model if hasattr(model, "get_text_features") and hasattr(model, "vision_model") else model
+
+
+def _vision_part(loaded: Loaded) -> Loaded:
+    model = _vision(loaded.model)
+    prefix = "" if model is loaded.model else "vision_model."
+    return Loaded(model, frozenset(n.removeprefix(prefix) for n in loaded.missing if n.startswith(prefix)))
+
+
+def half_from_tower(
+    model: Any, settings: config.Client, width: int, processor: Any, facts: Mapping[str, Any]
+) -> VisionHalf:
+    """A client half around a tower that was proved before; processor: None where none is at hand yet."""
+    tower = PatchTower(model, settings.hidden_layer, settings.merge, Cut(**facts))
+    return _around(tower, settings, width, processor)
+
+
+def _around(tower: PatchTower, settings: config.Client, width: int, processor: Any) -> VisionHalf:
+    connector = fresh_connector(tower.cut.width, settings.merge, settings.connector_hidden or width, width)
+    fitted = framing(processor, settings.image_size) if processor is not None else {}
+    return VisionHalf(tower, connector, processor, fitted)
+
+
+def half_from_llava(llava: LlavaVision, processor: Any, facts: Mapping[str, Any]) -> VisionHalf:
+    """A client half around the vision half of a LLaVA that was proved before; processor: as of `half_from_tower`."""
+    connector = llava.take_connector()
+    tower = LlavaTower(llava, facts["tokens"], connector.linear_1.in_features)
+    return VisionHalf(tower, connector, processor, own_framing(processor)[1] if processor is not None else {})

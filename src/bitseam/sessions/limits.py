@@ -1,0 +1,115 @@
+"""What a recipe makes possible is all that a session may send: limits, and the memory that follows from them."""
+
+from __future__ import annotations
+
+import math
+
+from bitseam import config
+from bitseam.codecs import EntropyUniform
+from bitseam.errors import CodecError, LimitError, ModelError, RefusedError
+from bitseam.streams.seam import build_seam, channels
+from bitseam.text.batch import TextBatch
+from bitseam.text.symbols import most_symbol_bytes
+from bitseam.transport import HELD_BYTES
+from bitseam.wire import Limits
+
+QUESTIONS = 64  # of one message, where the batches of training are smaller
+
+_COPIES = 4  # of the frame that a session works on: as it came, parsed, a payload taken out of it, and as it goes back
+
+
+def session_limits(recipe: config.Recipe, vocabulary: int) -> Limits:
+    """The least limits under which everything passes that the recipe lets an honest side send."""
+    seam, wanted = build_seam(recipe.seam), recipe.seam
+    batch = max(recipe.train.batch, QUESTIONS)
+    tokens = batch * recipe.text.max_tokens
+    shapes: dict[str, tuple[int, ...]] = {"image": (batch, wanted.max_tokens, channels(wanted.image_up, wanted.width))}
+    if seam.text is not None:
+        shapes["text"] = (tokens, channels(wanted.text_up, wanted.width))
+    links = {name: getattr(seam, name) for name in shapes}
+    codecs = {name: (*link.rates, link.down) for name, link in links.items()}
+    tables = [len(link.up.table_bytes()) for link in links.values() if isinstance(link.up, EntropyUniform)]
+    payloads = sum(max(codec.payload_bytes(shapes[name]) for codec in codecs[name]) for name in shapes)
+    widest = max(shape[-1] for shape in shapes.values())
+    usual = Limits()
+    ups = (wanted.image_up, wanted.text_up)
+    rotation = widest**2 * sum(up.quantizer == "rate-fsq" for up in ups)
+    weights = usual.weights if recipe.train.sharing == "averaged" else 0
+    most = (
+        payloads
+        + most_symbol_bytes(batch, tokens, vocabulary)
+        + len(shapes) * 8 * widest
+        + sum(tables)
+        + rotation
+        + usual.control_bytes
+    )
+    return Limits(
+        frame_bytes=max(most, 4 * weights + usual.control_bytes if weights else 0),
+        elements=max(math.prod(shape) for shape in shapes.values()),
+        batch=batch,
+        image_tokens=wanted.max_tokens,
+        tokens=tokens,
+        weights=weights,
+        channels=widest,
+        tables=max(tables, default=0),
+        rotation=rotation,
+        new_tokens=recipe.text.most_new_tokens,
+        hello_seconds=recipe.network.hello_seconds,
+        idle_seconds=recipe.network.idle_seconds,
+    )
+
+
+def held_bytes(limits: Limits, sessions: int) -> int:
+    """The most that so many sessions hold beside what one message at a time takes to compute, whatever is sent."""
+    return sessions * (_COPIES * limits.frame_bytes + HELD_BYTES)
+
+
+def require_fit(recipe: config.Recipe, tokens: int, rows: int, positions: int | None) -> None:
+    """Raise ModelError where the language model cannot take what the recipe allows.
+
+    tokens: ids of the tokenizer, 0 to the highest; rows: of the token embedding; positions: of the model, if bounded.
+    """
+    if tokens > rows:
+        raise ModelError(
+            f"text.tokenizer {recipe.text.tokenizer!r} has {tokens} token ids, server.checkpoint "
+            f"{recipe.server.checkpoint!r} embeddings for {rows}: give the tokenizer that belongs to the model"
+        )
+    if positions is not None and recipe.text.max_tokens >= positions:
+        raise ModelError(
+            f"text.max_tokens is {recipe.text.max_tokens}, but server.checkpoint {recipe.server.checkpoint!r} has "
+            f"{positions} positions, for the image too: lower it"
+        )
+
+
+def require_image(tokens: int, recipe: config.Recipe, positions: int | None) -> None:
+    """Raise RefusedError where a client's images, of so many tokens, are too long for the recipe or the model.
+
+    positions: as of `require_fit`.
+    """
+    most = recipe.text.max_tokens
+    if tokens > recipe.seam.max_tokens:
+        raise RefusedError(f"the client's images are {tokens} tokens long; seam.max_tokens is {recipe.seam.max_tokens}")
+    if positions is not None and tokens + most > positions:
+        raise RefusedError(
+            f"the client's images are {tokens} tokens long and text.max_tokens is {most}, together {tokens + most}, "
+            f"but the language model has {positions} positions: lower text.max_tokens on both sides, or merge more of "
+            "an image's tokens into one (client.merge)"
+        )
+
+
+def require_rows(
+    text: TextBatch, recipe: config.Recipe, image_tokens: int = 0, positions: int | None = None, new: int = 0
+) -> None:
+    """Raise LimitError for a sequence that is longer than the recipe's rows, since attention takes its length squared,
+    or with its image and `new` tokens than the model has positions; CodecError for an answer that nothing predicts."""
+    longest, most = int(text.lengths.max()), recipe.text.max_tokens
+    if longest > most:
+        raise LimitError(f"text: a sequence of {longest} tokens; text.max_tokens is {most}")
+    if positions is not None and longest + image_tokens + new > positions:
+        raise LimitError(
+            f"text: {longest} tokens, {image_tokens} of the image and {new} new ones are more than the language "
+            f"model's {positions} positions"
+        )
+    starts = (text.lengths.cumsum(0) - text.lengths)[(text.image_at > 0) & (text.lengths > 0)]
+    if text.answers[starts].any():
+        raise CodecError("text: a sequence begins with an answer, which nothing before it predicts")

@@ -1,0 +1,91 @@
+"""A client and its server in one process, over the in-memory transport: the same code as over gRPC."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from bitseam import config
+from bitseam.errors import BitseamError
+from bitseam.runs.checkpoint import build_client, held
+from bitseam.sessions.client import ClientSession
+from bitseam.sessions.party import ServerParty
+from bitseam.sessions.server import ServerSession
+from bitseam.streams.seam import build_seam, terms
+from bitseam.text.batch import TextBatch
+from bitseam.text.prompts import Prompter
+from bitseam.transport import Channel, memory_pair
+
+IDENTITY = {"seam__image_up__quantizer": "fp32", "seam__image_down__codec": "fp32"}
+ENTROPY = {"seam__image_up__coding": "entropy", "seam__image_up__groups": 4}
+RATE = {"quantizer": "rate-fsq", "coding": "entropy", "levels": 15, "clip": 7.0, "groups": 16}
+QUESTIONS = ["is this a cat ?", "dog ?", "what is there ?", "this a dog ?"]
+ANSWERS = ["yes", "a red cat", "no", "blue"]
+
+
+@dataclass
+class Pair:
+    client: ClientSession
+    party: ServerParty
+    sessions: list[ServerSession]
+    failures: list[BaseException]
+
+
+@contextmanager
+def pair(recipe: config.Recipe, **told: str) -> Iterator[Pair]:
+    """A client session with its server in threads, one a connection; `told` overrides terms that the client tells."""
+    party = ServerParty(recipe, str)
+    model = build_client(recipe, str)
+    sessions: list[ServerSession] = []
+    failures: list[BaseException] = []
+    threads: list[threading.Thread] = []
+
+    def serve(session: ServerSession, channel: Channel) -> None:
+        try:
+            session.run()
+        except BitseamError as error:
+            failures.append(error)
+        finally:
+            channel.close()
+
+    def dial() -> Channel:
+        left, right = memory_pair()
+        sessions.append(ServerSession(party, right))
+        threads.append(threading.Thread(target=serve, args=(sessions[-1], right)))
+        threads[-1].start()
+        return left
+
+    prompter = Prompter(recipe.text)
+    agreed = terms(recipe, prompter.vocabulary, prompter.fingerprint, None) | told
+    try:
+        with ClientSession(model, build_seam(recipe.seam), dial, prompter.vocabulary, patience=30) as client:
+            client.open({k: v for k, v in agreed.items() if v}, True, partial(held, recipe, "client"))
+            yield Pair(client, party, sessions, failures)
+    finally:
+        for thread in threads:
+            thread.join(timeout=30)
+            assert not thread.is_alive()
+
+
+def batches(recipe: config.Recipe, client: ClientSession) -> Callable[[int], tuple[Tensor, TextBatch]]:
+    """Two questions a micro-batch, each with an image of its own."""
+    prompter = Prompter(recipe.text)
+    size = recipe.train.batch
+
+    def draw(number: int) -> tuple[Tensor, TextBatch]:
+        pixels = torch.randn(4, 3, 56, 56, generator=torch.Generator().manual_seed(number * size // 4))
+        pick = [(number * size + i) % 4 for i in range(size)]
+        text = prompter.batch([QUESTIONS[i] for i in pick], [ANSWERS[i] for i in pick])
+        return client.model.vision.features(pixels[pick]), text
+
+    return draw
+
+
+def weights(module: torch.nn.Module) -> dict[str, Tensor]:
+    return {name: p.detach().clone() for name, p in module.named_parameters() if p.requires_grad}

@@ -1,0 +1,129 @@
+"""What a recipe lets an honest client send passes its own limits; what is over them does not."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from conftest import Tiny, make_recipe
+
+from bitseam.errors import LimitError
+from bitseam.sessions.averaging import Averaging
+from bitseam.sessions.limits import QUESTIONS, held_bytes, require_rows, session_limits
+from bitseam.sessions.peer import encode, printable
+from bitseam.sessions.seat import Seat
+from bitseam.streams.seam import build_seam, channels
+from bitseam.text.batch import TextBatch
+from bitseam.text.symbols import text_message
+from bitseam.transport import HELD_BYTES
+from bitseam.wire import Limits, Protocol
+from bitseam.wire import messages_pb2 as pb
+
+VOCABULARY = 70_000
+SEAMS: list[dict[str, Any]] = [
+    {},
+    {"seam__image_up__quantizer": "fp32"},
+    {"seam__image_up__coding": "entropy", "seam__image_down__codec": "entropy-stochastic"},
+    {"seam__text": "codes", "seam__text_up__quantizer": "fp16", "seam__text_up__channels": 20},
+    {"train__batch": 100, "text__max_tokens": 8, "seam__max_tokens": 3},
+]
+
+
+def largest(batch: int, words: int, answers: bool) -> TextBatch:
+    """Ids and marks that nothing can be saved on."""
+    count = batch * words
+    return TextBatch(
+        ids=torch.randint(VOCABULARY, (count,)),
+        lengths=torch.full((batch,), words),
+        image_at=torch.randint(words + 1, (batch,)),
+        image=torch.arange(batch),
+        answers=(torch.arange(count) % 2 == 1) & answers,
+    )
+
+
+@pytest.mark.parametrize("changes", SEAMS)
+def test_the_largest_message_of_a_recipe_passes_and_a_larger_one_does_not(tiny: Tiny, changes: dict[str, Any]) -> None:
+    recipe = make_recipe(tiny, **({"seam__max_tokens": 10} | changes))
+    limits, seam, wanted = session_limits(recipe, VOCABULARY), build_seam(recipe.seam), recipe.seam
+    batch, words = max(recipe.train.batch, QUESTIONS), recipe.text.max_tokens
+    assert limits.batch == batch
+    assert limits.frame_bytes < 20 * 2**20 < Limits().frame_bytes
+
+    def forward(images: int, tokens: int) -> pb.Forward:
+        text = largest(images, words, answers=seam.text is None)
+        codes = None
+        if seam.text is not None:
+            codes = encode(seam.text.up, torch.randn(images * words, channels(wanted.text_up, wanted.width)))
+        shape = (images, tokens, channels(wanted.image_up, wanted.width))
+        return pb.Forward(
+            step=1,
+            text=text_message(text, VOCABULARY, prompt_codes=codes),
+            image=encode(seam.image.up, torch.randn(shape)),
+        )
+
+    def send(message: pb.Forward) -> None:
+        client, server = Protocol("client", limits), Protocol("server", limits)
+        for speaker, listener, said in (
+            (client, server, pb.Hello(version=1, purpose=pb.TRAIN)),
+            (server, client, pb.Welcome(session=bytes(16), run=bytes(16))),
+            (client, server, message),
+        ):
+            frame = speaker.send(said)
+            assert len(frame) <= listener.most
+            listener.receive(frame)
+
+    send(forward(batch, wanted.max_tokens))
+    with pytest.raises(LimitError, match=r"image: (tokens|elements)"):
+        send(forward(1, wanted.max_tokens * batch + 1))
+    with pytest.raises(LimitError, match="image: tokens"):
+        send(forward(1, wanted.max_tokens + 1))
+    with pytest.raises(LimitError, match=r"text.sequences"):
+        send(forward(batch + 1, 1))
+    held = held_bytes(limits, 3)
+    assert held == 3 * (4 * limits.frame_bytes + HELD_BYTES)
+
+
+def test_what_may_come_next_is_small_until_something_large_is_due() -> None:
+    limits = Limits()
+    client, server = Protocol("client", limits), Protocol("server", limits)
+    sizes = [server.most]
+    image = pb.Coded(shape=[1, 1, 1])
+    for speaker, listener, message in (
+        (client, server, pb.Hello(version=1, purpose=pb.TRAIN)),
+        (server, client, pb.Welcome(session=bytes(16), run=bytes(16))),
+        (client, server, pb.Forward(step=1, text=pb.Text(sequences=1), image=image)),
+        (server, client, pb.Backward(step=1, image=image)),
+    ):
+        listener.receive(speaker.send(message))
+        sizes.append(server.most)
+    assert sizes == [limits.control_bytes] * 2 + [limits.frame_bytes, limits.control_bytes, limits.frame_bytes]
+
+
+def test_a_row_longer_than_the_recipes_is_refused(tiny: Tiny) -> None:
+    recipe = make_recipe(tiny)
+    require_rows(largest(2, 32, True), recipe)
+    with pytest.raises(LimitError, match=r"a sequence of 33 tokens; text.max_tokens is 32"):
+        require_rows(largest(2, 33, True), recipe)
+
+
+def test_weights_of_one_client_do_not_make_the_mean_infinite() -> None:
+    averaging, seats = Averaging(last=1), [Seat("a"), Seat("b")]
+    averaging._brought = {seat.name: (seat, 1, torch.full((2,), 3e38)) for seat in seats}
+    with averaging._changed:
+        averaging._close()
+    for seat in seats:
+        assert seat.average is not None
+        assert torch.isfinite(seat.average[0]).all()
+
+
+@pytest.mark.parametrize(
+    ("said", "shown"),
+    [
+        ("plain é", "plain é"),
+        ("a\nb\x1b[2J\u202e", "a\\nb\\x1b[2J\\u202e"),
+        ("x" * 301, "x" * 300 + "... (301 characters)"),
+    ],
+)
+def test_what_a_peer_wrote_is_one_line_in_a_log(said: str, shown: str) -> None:
+    assert printable(said) == shown

@@ -1,0 +1,339 @@
+"""Both sessions over the in-memory transport: the same code as over gRPC, without the sockets."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import Tiny, make_recipe
+from pairs import ENTROPY, IDENTITY, QUESTIONS, RATE, Pair, batches, pair, weights
+from torch import Tensor
+
+from bitseam.errors import DataError, NonFiniteError, PeerGoneError, RefusedError
+from bitseam.runs.checkpoint import build_client, build_server, load_client, newest
+from bitseam.runs.optimise import Stepper
+from bitseam.sessions.client import ClientSession
+from bitseam.sessions.party import ServerParty
+from bitseam.streams.seam import build_seam
+from bitseam.text.batch import TextBatch
+from bitseam.text.prompts import Prompter
+from bitseam.text.symbols import dictionary_of, kept_dictionary, text_message
+from bitseam.train import train
+from bitseam.transport import memory_pair
+from bitseam.wire import messages_pb2 as pb
+
+
+def test_identity_split_training_is_unsplit_training(tiny: Tiny, tmp_path: Path) -> None:
+    recipe = make_recipe(tiny, **IDENTITY, out=str(tmp_path))
+    with pair(recipe) as split:
+        train(split.client, recipe, batches(recipe, split.client))
+        trained = weights(split.client.model) | weights(split.party.model)
+
+    torch.manual_seed(recipe.seed)  # as the server does
+    server = build_server(recipe, str)
+    client = build_client(recipe, str)
+    steppers = [
+        Stepper(client, recipe.client.rate, recipe.train),
+        Stepper(server, recipe.server.rate, recipe.train),
+    ]
+    fresh = ClientSession(client, build_seam(recipe.seam), lambda: memory_pair()[0], 17)
+    draw = batches(recipe, fresh)
+    client.vision.calibrate(torch.cat([draw(i)[0] for i in range(recipe.train.calibrate)]))
+    for step in range(recipe.train.steps):
+        features, text = draw(step)
+        server.loss(text, client.image(features).levels).backward()
+        for stepper in steppers:
+            stepper.step(int(text.answers.sum()))
+    unsplit = weights(client) | weights(server)
+    assert unsplit.keys() == trained.keys()
+    for name, weight in unsplit.items():
+        torch.testing.assert_close(trained[name], weight, rtol=1e-5, atol=1e-7, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def test_the_server_is_not_told_what_an_error_of_the_clients_says(tiny: Tiny) -> None:
+    told: list[BaseException] = []
+    with suppress(DataError), pair(make_recipe(tiny)) as split:
+        told = split.failures
+        raise DataError("scans/patient-17.png: not a readable image")
+    assert [str(error) for error in told] == ["the client stopped: DataError"]
+
+
+@pytest.mark.parametrize(("fails_at", "told"), [(0, False), (2, True)])
+def test_checkpoints_are_called_intact_where_there_are_any(
+    tiny: Tiny, tmp_path: Path, fails_at: int, told: bool
+) -> None:
+    recipe = make_recipe(tiny, train__calibrate=1, out=str(tmp_path))
+    with pair(recipe) as split:
+        draw = batches(recipe, split.client)
+
+        def fail(number: int) -> tuple[Tensor, TextBatch]:
+            if number == fails_at:
+                raise DataError("an image is gone")
+            return draw(number)
+
+        with pytest.raises(DataError, match=r"training stopped in step .*: an image is gone") as error:
+            train(split.client, recipe, fail)
+    assert ("are intact" in str(error.value)) == told == any((tmp_path / "client").glob("step-*"))
+
+
+def test_accumulated_micro_batches_are_one_large_batch(tiny: Tiny, tmp_path: Path) -> None:
+    ended = []
+    for batch, accumulate in ((4, 1), (2, 2)):
+        changes = {"train__batch": batch, "train__accumulate": accumulate, "train__calibrate": 2 * accumulate}
+        recipe = make_recipe(tiny, **IDENTITY, **changes, train__steps=2)
+        out = tmp_path / str(batch)
+        recipe = replace(recipe, out=str(out))
+        with pair(recipe) as split:
+            train(split.client, recipe, batches(recipe, split.client))
+            ended.append(weights(split.client.model) | weights(split.party.model))
+    for name in ended[0]:
+        torch.testing.assert_close(ended[0][name], ended[1][name], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "seam",
+    [
+        {},
+        {"seam__image_up__levels": 3, "seam__image_up__channels": 20, "seam__image_down__block": 16},
+        {"seam__image_up__quantizer": "rd-fsq-tensor", "seam__image_down__codec": "bf16"},
+        {"seam__image_up__quantizer": "tanh-fsq", "seam__image_up__levels": 5},
+        {"seam__image_up__quantizer": "learned-clip-fsq", "seam__image_up__channels": 20},
+        {"seam__text": "codes", "seam__text_up__quantizer": "learned-clip-fsq", "seam__text_up__levels": 8},
+        {"seam__image_up__quantizer": "fp16", "seam__image_up__channels": 20, "seam__image_down__codec": "fp16"},
+        {"seam__text": "codes", "seam__text_up__levels": 8, "seam__text_up__clip": 3.0},
+        ENTROPY | {"seam__image_down__codec": "entropy-stochastic", "seam__image_down__step": 1.0},
+        {"seam__image_up__quantizer": "rd-fsq-tensor", "seam__image_up__coding": "entropy"},
+        {"seam__text": "codes", "seam__text_up__levels": 8, "seam__text_up__coding": "entropy"},
+        {
+            "seam__image_up": {
+                "quantizer": "step-fsq",
+                "levels": 7,
+                "steps": [0, *[0.5] * 16, *[1.5] * 15],
+                "groups": 32,
+                "projection": "fixed",
+            }
+        },
+        {"seam__text": "codes", "seam__text_up": {"quantizer": "step-fsq", "coding": "entropy", "levels": 5}},
+        {"seam__image_up": RATE | {"distortion_weight": 0.05}},
+        {"seam__image_up": RATE | {"distortion_weight": 0.05, "contexts": 3}},
+        {"seam__text": "codes", "seam__text_up": RATE | {"rates": (1, 2)}},
+        {"train__autocast": "bf16"},
+        {"seam__image_up__projection": "fixed"},
+        {"server__tune": "lora"},
+        {"server__tune": "frozen"},
+        {"client__tune_vision": True},
+    ],
+)
+def test_every_kind_of_seam_learns(tiny: Tiny, tmp_path: Path, seam: dict[str, Any]) -> None:
+    rates = {"client__rate": 1e-2, "server__rate": 1e-2, "train__steps": 30, "train__checkpoint_every": 100}
+    recipe = make_recipe(tiny, **rates, **seam, out=str(tmp_path))
+    losses: list[float] = []
+    with pair(recipe) as split:
+        split.party.on_step = lambda report: losses.append(report.loss)
+        train(split.client, recipe, batches(recipe, split.client))
+    assert len(losses) == 30
+    assert sum(losses[-4:]) < 0.98 * sum(losses[:4]), losses
+
+
+@pytest.mark.parametrize("text", ["ids", "codes"])
+def test_both_sides_know_the_statistics_that_the_codes_were_made_with(tiny: Tiny, tmp_path: Path, text: str) -> None:
+    rates = {"client__rate": 1e-2, "train__steps": 12, "train__checkpoint_every": 100}
+    recipe = make_recipe(tiny, **rates, seam__text=text, out=str(tmp_path))
+    with pair(recipe) as split:
+        features, tokens = batches(recipe, split.client)(0)
+        split.client.calibrate(features, tokens)
+        first = split.client.model.image_quantizer.statistics()
+        train(split.client, recipe, batches(recipe, split.client))
+        client, server = split.client.model, split.party.model
+        sides = [(client.image_quantizer, server.image_projection), (client.text_quantizer, server.text_projection)]
+        for quantizer, projection in sides[: 1 if text == "ids" else 2]:
+            assert quantizer is not None
+            assert projection is not None
+            mean, std = quantizer.statistics()
+            assert torch.equal(mean, projection.mean)
+            assert torch.equal(std, projection.std)
+        assert not torch.equal(first[0], client.image_quantizer.statistics()[0])  # they moved, or this shows nothing
+
+
+@pytest.mark.parametrize("channels", [20, None])
+def test_a_fixed_projection_stays_as_it_starts(tiny: Tiny, tmp_path: Path, channels: int | None) -> None:
+    changes = {"seam__image_up__projection": "fixed", "seam__image_up__channels": channels, "train__steps": 3}
+    recipe = make_recipe(tiny, **changes, out=str(tmp_path))
+    with pair(recipe) as split:
+        sides = [split.client.model.image_quantizer.project, split.party.model.image_projection]
+        start = [side.weight.detach().clone() for side in sides]
+        before = weights(split.client.model)
+        train(split.client, recipe, batches(recipe, split.client))
+        assert all(torch.equal(side.weight, weight) for side, weight in zip(sides, start, strict=True))
+        assert any(not torch.equal(before[name], weight) for name, weight in weights(split.client.model).items())
+    torch.testing.assert_close(start[0] @ start[1], torch.eye(len(start[0])))  # the server undoes the client's
+
+
+def test_ledger_counts_every_byte(tiny: Tiny, tmp_path: Path) -> None:
+    recipe = make_recipe(tiny, seam__image_up__channels=16, out=str(tmp_path))
+    with pair(recipe) as split:
+        train(split.client, recipe, batches(recipe, split.client))
+        sent, received = split.client.socket_bytes() or (0, 0)
+        mine = split.client.ledger
+        assert (mine.total("up").bytes, mine.total("down").bytes) == (sent, received)
+        assert mine.total("up").bytes == split.sessions[0].ledger.total("up").bytes
+        image = mine.entries["up", "Forward", "image (uniform)"]
+        tokens = split.client.model.vision.tokens
+        assert image.messages == 4
+        assert image.bytes == 4 * 2 * tokens * 16 // 4  # steps x batch x tokens x channels at 2 bits
+        assert image.fp16_bytes == 16 * image.bytes  # two bytes for each of 32 features
+
+
+def test_tables_cross_once_and_are_kept_on_both_sides(tiny: Tiny, tmp_path: Path) -> None:
+    recipe = make_recipe(tiny, **ENTROPY, out=str(tmp_path))
+    with pair(recipe) as split:
+        saved = train(split.client, recipe, batches(recipe, split.client))
+        mine, codec = split.client.ledger, split.party.seam.image.up
+        assert mine.total("up").bytes == split.client.socket_bytes()[0]
+        assert mine.entries["up", "Calibrate", "rest"].messages == 1
+        assert mine.entries["up", "Calibrate", "rest"].bytes > len(codec.table_bytes())
+        image = mine.entries["up", "Forward", "image (entropy-uniform)"]
+    assert codec.tables
+    packed = recipe.train.steps * 2 * split.client.model.vision.tokens * 32 // 4
+    assert image.bytes < packed + 4 * recipe.train.steps
+    model, _, _ = load_client(saved, str)
+    again = ClientSession(model, build_seam(recipe.seam), lambda: memory_pair()[0], 17)
+    party = ServerParty(recipe, str, newest(tmp_path, "server"))
+    assert party.seam.image.up == again._seam.image.up == codec
+
+
+@pytest.mark.parametrize("text", ["ids", "codes"])
+def test_texts_are_compressed_by_what_was_calibrated_on(tiny: Tiny, tmp_path: Path, text: str) -> None:
+    recipe = make_recipe(tiny, seam__text=text, out=str(tmp_path))
+    with pair(recipe) as split:
+        features, words = batches(recipe, split.client)(0)
+        split.client.calibrate(features, words)
+        known = kept_dictionary(split.client.model)
+        assert known == kept_dictionary(split.party.model)
+        assert known.endswith(dictionary_of(words, split.client._vocabulary, hidden=text == "codes"))
+        alone = text_message(words, split.client._vocabulary)
+        sent = split.client._text(words, split.client.model.text(words)).symbols
+        assert len(sent) < len(alone.symbols) / 2
+        saved = train(split.client, recipe, batches(recipe, split.client))
+        known = kept_dictionary(split.client.model)
+    assert kept_dictionary(load_client(saved, str)[0]) == known
+    with pair(recipe) as split:  # both go on from their checkpoints, and ask the same
+        assert kept_dictionary(split.party.model) == known
+
+
+def test_tables_are_sent_again_when_codes_have_drifted(tiny: Tiny) -> None:
+    recipe = make_recipe(tiny, **ENTROPY, seam__image_up__levels=16, seam__image_up__clip=2.51)
+    with pair(recipe) as split:
+        features, text = batches(recipe, split.client)(0)
+        split.client.calibrate(features, text)
+        first = split.party.seam.image.up
+        statistics = {name: b.clone() for name, b in split.client.model.image_quantizer.named_buffers()}
+        sizes, used = [], {first}
+        for step in range(1, 41):
+            split.client.model.image_quantizer.load_state_dict(statistics, strict=False)  # no help from that side
+            sent = split.client.ledger.entries["up", "Forward", "image (entropy-uniform)"].bytes
+            split.client.step(step, 0, True, features / 4, text, 0.25)
+            sizes.append(split.client.ledger.entries["up", "Forward", "image (entropy-uniform)"].bytes - sent)
+            assert split.party.seam.image.up == split.client._seam.image.up
+            used.add(split.party.seam.image.up)
+        assert 2 <= len(used) <= 8
+        assert sizes[-1] < 0.8 * sizes[0]
+
+
+@pytest.mark.parametrize(
+    ("seam", "calibration", "complaint"),
+    [
+        ({}, {"image": pb.Statistics(tables=bytes(8))}, "image: bytes of tables: 8; the limit is 0"),
+        (ENTROPY, {"image": pb.Statistics(tables=bytes(31))}, "take 32 bytes, not 31"),
+        (ENTROPY, {"image": pb.Statistics(tables=bytes(32))}, "table 0"),
+        (ENTROPY, {"text": pb.Statistics(tables=bytes(32))}, "text: tables for a codec that has none"),
+    ],
+)
+def test_tables_are_checked(tiny: Tiny, seam: dict[str, Any], calibration: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(RefusedError, match=complaint), pair(make_recipe(tiny, **seam)) as split:
+        before = split.party.seam
+        split.client._connection.exchange(pb.Calibrate(**calibration), pb.Ack)
+    assert split.party.seam is before
+
+
+def test_asking_gives_the_same_answers_alone_and_in_company(tiny: Tiny) -> None:
+    recipe = make_recipe(tiny)
+    with pair(recipe) as split:
+        features, text = batches(recipe, split.client)(0)
+        split.client.calibrate(features, text)
+        prompter = Prompter(recipe.text)
+        both = list(zip(*split.client.ask(features, prompter.batch(QUESTIONS[:2]), 5), strict=True))
+        for i in range(2):
+            alone = next(zip(*split.client.ask(features[i : i + 1], prompter.batch([QUESTIONS[i]]), 5), strict=True))
+            assert prompter.decode(alone) == prompter.decode(both[i])
+
+
+@pytest.mark.parametrize(
+    ("term", "value"),
+    [
+        ("codec.image.up", '{"id":"fp16"}'),
+        ("text.tokenizer", "0123456789abcdef"),
+        ("train.steps", "5"),
+        ("seam.width", ""),
+    ],
+)
+def test_a_difference_is_refused_by_name_on_both_sides(tiny: Tiny, term: str, value: str) -> None:
+    refused: list[Pair] = []
+    with pytest.raises(RefusedError, match=term) as caught, pair(make_recipe(tiny), **{term: value}) as split:
+        refused.append(split)
+    assert not refused
+    assert (value or "(absent)") in str(caught.value)
+
+
+def test_nan_features_stop_both_sides_with_the_reason(tiny: Tiny) -> None:
+    recipe = make_recipe(tiny)
+    with pytest.raises(NonFiniteError), pair(recipe) as split:
+        features, text = batches(recipe, split.client)(0)
+        split.client.calibrate(features, text)
+        before = weights(split.party.model)
+        features[0, 0, 0] = float("nan")
+        split.client.step(1, 0, True, features, text, 0.25)
+    assert isinstance(split.failures[0], PeerGoneError)
+    assert "NonFiniteError" in str(split.failures[0])
+    after = weights(split.party.model)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_a_step_out_of_order_is_refused(tiny: Tiny) -> None:
+    recipe = make_recipe(tiny)
+    with pytest.raises(RefusedError, match="step 9 where 1 is due"), pair(recipe) as split:
+        features, text = batches(recipe, split.client)(0)
+        split.client.calibrate(features, text)
+        split.client.step(9, 0, True, features, text, 0.25)
+    assert "step 9 where 1 is due" in str(split.failures[0])
+
+
+def test_codes_of_another_shape_are_refused(tiny: Tiny) -> None:
+    recipe = make_recipe(tiny)
+    with pytest.raises(RefusedError, match="image codes: shape"), pair(recipe) as split:
+        features, text = batches(recipe, split.client)(0)
+        split.client.calibrate(features, text)
+        split.client.model.image_quantizer.forward = lambda x: type(
+            "Q", (), {"levels": torch.zeros(2, 4, 31), "distortion": torch.zeros(())}
+        )()
+        split.client.step(1, 0, True, features, text, 0.25)
+
+
+def test_a_question_that_holds_its_answer_is_refused(tiny: Tiny) -> None:
+    recipe = make_recipe(tiny)
+    with pytest.raises(RefusedError, match="a question holds no answers"), pair(recipe) as split:
+        features, text = batches(recipe, split.client)(0)
+        split.client.calibrate(features, text)
+        list(split.client.ask(features, text, 5))
+
+
+def test_text_that_is_damaged_is_refused_by_name(tiny: Tiny) -> None:
+    recipe = make_recipe(tiny)
+    with pytest.raises(RefusedError, match="text: 0 bytes are not"), pair(recipe) as split:
+        image = pb.Coded(shape=[1, 1, 1])
+        split.client._connection.exchange(pb.Forward(step=1, text=pb.Text(sequences=1), image=image), pb.Backward)
+    assert split.party.step == 0
