@@ -4,7 +4,7 @@ Why a harness of our own: mutmut 3.8 leaves out tables of modules and classes an
 `torch.no_grad`), and changes wording; cosmic-ray starts a process a mutant, and ours take four seconds to import.
 
 A mutant is killed by a test that fails, crashes or takes ten times its usual time. Only tests that run the mutated line
-are tried, of those that take three seconds at most, and for 15 seconds at most: what that leaves out can count too few
+are tried, of those that take three seconds at most, and for ten seconds at most: what that leaves out can count too few
 as killed, never too many. The order is random by the seed, so a campaign that was stopped is a fair sample. State is in
 runs/mutants: an outcome holds for as long as the mutated function and the test that killed it (of a survivor: all
 tests) are what they were.
@@ -56,12 +56,14 @@ class Campaign:
 
     def run(self, order: Sequence[Mutant], until: float) -> None:
         """Try the mutants in this order until a time on the monotonic clock."""
+        parent = os.getppid()
         tasks, theirs = multiprocessing.Pipe()
-        server = _fork(lambda: workers.serve(theirs, self.known, self.folders))
+        server = _fork(lambda: (tasks.close(), workers.serve(theirs, self.known, self.folders)))
+        theirs.close()  # so that each side hears when the other is no more
         selection = Selection(sources(self.room), self.known)
         try:
             for done, mutant in enumerate(order):
-                if time.monotonic() > until:
+                if time.monotonic() > until or os.getppid() != parent:
                     break
                 begun = time.monotonic()
                 by = self._try(mutant, selection, tasks)
@@ -74,24 +76,29 @@ class Campaign:
             os.waitpid(server, 0)
 
     def _try(self, mutant: Mutant, selection: Selection, tasks: Connection) -> str:
-        """The first test to fail, of tests that pass without the mutant; those that killed one of its kin go first."""
-        tests = [test for test in selection.tests_of(mutant) if test not in self.unsound]
-        if not tests:
-            return "survived"
-        kin = self.killers.setdefault(f"{mutant.file}:{mutant.function}", [])
-        tests = [*(test for test in kin if test in tests), *(test for test in tests if test not in kin)]
+        """What killed it, or "survived". Exchanging code is quicker, but too late for what has run at import."""
         by = "unfit"
-        if not selection.runs_at_import(mutant):
-            by = _ask(tasks, Task(mutant, tuple(tests)))
-        if by == "unfit":
-            by = workers.imported_anew(Task(mutant, tuple(tests)), self.known.tests)
-        if "::" in by:
-            if by not in self.sound and _ask(tasks, Task(None, (by,))) != "survived":
-                self.unsound.add(by)
-                return self._try(mutant, selection, tasks)
-            self.sound.add(by)
-            kin[:] = [by, *(test for test in kin if test != by)][:3]
+        if mutant.live:
+            by = self._until_sound(mutant, selection.running(mutant), partial(_ask, tasks), tasks)
+        if by == "unfit" or (by == "survived" and selection.runs_at_import(mutant)):
+            anew = partial(workers.imported_anew, seconds=self.known.tests)
+            by = self._until_sound(mutant, selection.using(mutant), anew, tasks)
         return by
+
+    def _until_sound(self, mutant: Mutant, tests: Sequence[str], run: Callable[[Task], str], tasks: Connection) -> str:
+        """The first test to fail, of tests that pass without the mutant; those that killed one of its kin go first."""
+        kin = self.killers.setdefault(f"{mutant.file}:{mutant.function}", [])
+        left = [*(test for test in kin if test in tests), *(test for test in tests if test not in kin)]
+        while left := [test for test in left if test not in self.unsound]:
+            by = run(Task(mutant, tuple(left)))
+            if "::" not in by:
+                return by
+            if by in self.sound or _ask(tasks, Task(None, (by,))) == "survived":
+                self.sound.add(by)
+                kin[:] = [by, *(test for test in kin if test != by)][:3]
+                return by
+            self.unsound.add(by)
+        return "survived"
 
 
 def _ask(tasks: Connection, task: Task) -> str:
@@ -152,7 +159,7 @@ def report(campaign: Campaign) -> None:
     lines = []
     for mutant, outcome in outcomes.items():
         if outcome is not None and not outcome.killed and mutant.key[:4] not in same:
-            untried = "" if selection.tests_of(mutant) else "  (no test runs it)"
+            untried = "" if selection.using(mutant) or selection.running(mutant) else "  (no test runs it)"
             lines.append(f"{mutant.file}:{mutant.lines[0]} {mutant.function}{untried}")
             lines.append(f"  - {mutant.was}\n  + {mutant.now}")
     left = {mutant.key[:4] for mutant, outcome in outcomes.items() if outcome is None or not outcome.killed}

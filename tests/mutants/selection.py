@@ -10,7 +10,7 @@ from pathlib import Path
 from baseline import ROOT, SOURCE, Baseline
 from mutations import Mutant
 
-BUDGET = 15.0  # seconds of tests, by their usual time, for one mutant
+BUDGET = 10.0  # seconds of tests, by their usual time, for one mutant
 
 
 @dataclass(frozen=True)
@@ -29,37 +29,26 @@ class Selection:
     files: tuple[str, ...]
     known: Baseline
 
-    def tests_of(self, mutant: Mutant) -> tuple[str, ...]:
-        """In the order to try them, as many as fit into the budget."""
-        chosen, spent, names = [], 0.0, list(self.known.tests)
-        for place in sorted(self._places(mutant)):
-            spent += self.known.tests[names[place]]
-            if spent > BUDGET:
-                break
-            chosen.append(names[place])
-        return tuple(chosen)
-
     def runs_at_import(self, mutant: Mutant) -> bool:
-        """Whether exchanging a function's code after the import is too late."""
+        """Whether exchanging a function's code after the import may be too late."""
         first, last = mutant.lines
         early = self.known.imported.get(mutant.file, ())
         return not mutant.live or any(first <= line <= last for line in early)
 
-    def _places(self, mutant: Mutant) -> set[int]:
-        if self.runs_at_import(mutant):
-            return self._using(mutant)
+    def running(self, mutant: Mutant) -> tuple[str, ...]:
+        """Tests that run the mutated line after the import."""
         places = self.known.covering(mutant.file, *mutant.lines)
-        if (
-            not places
-        ):  # perhaps compiled by numba or torch, which coverage does not see: whatever runs what is around it
+        if not places:  # perhaps compiled by numba or torch, unseen by coverage: whatever runs what is around it
             for function in self._functions:
                 if function.file == mutant.file and mutant.function.startswith(f"{function.name}."):
                     places |= self.known.covering(function.file, function.first, function.last)
-        return places
+        return self._affordable(places)
 
-    def _using(self, mutant: Mutant) -> set[int]:
-        """Tests of functions that mention what the statement defines, or else of the whole file; and tests in files
-        that mention it, or its class, since importing it runs no line."""
+    def using(self, mutant: Mutant) -> tuple[str, ...]:
+        """Of what runs at import: tests of functions that mention what the statement defines, or else of the whole
+        file; and tests in files that mention it, or its class, since importing it runs no line."""
+        if not self.runs_at_import(mutant):
+            return ()
         own_name = mutant.function.rpartition(".")[2]
         names, before = {own_name} if mutant.live else set(mutant.names), 0
         while len(names) > before:
@@ -72,7 +61,18 @@ class Selection:
             if defines or names & function.names or (own and (mutant.live or not names)):
                 found |= self.known.covering(function.file, function.first, function.last)
         names |= set() if mutant.live else set(mutant.function.split("."))
-        return found | {place for place, test in enumerate(self.known.tests) if names & _words(test.partition("::")[0])}
+        told = {place for place, test in enumerate(self.known.tests) if names & _words(test.partition("::")[0])}
+        return self._affordable(found | told)
+
+    def _affordable(self, places: set[int]) -> tuple[str, ...]:
+        """In the order to try them, as many as fit into the budget."""
+        chosen, spent, names = [], 0.0, list(self.known.tests)
+        for place in sorted(places):
+            spent += self.known.tests[names[place]]
+            if spent > BUDGET:
+                break
+            chosen.append(names[place])
+        return tuple(chosen)
 
     @cached_property
     def _functions(self) -> list[Function]:
