@@ -2,7 +2,7 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-all equality fuzz fuzz-files faults check proto vectors clean
+.PHONY: demo test test-all equality fuzz fuzz-files faults mutants check proto vectors clean
 
 demo: $(VENV)/ready
 	$(BIN)/bitseam demo
@@ -28,6 +28,11 @@ fuzz-files: $(VENV)/ready
 # Kills, broken links, hostile and many clients; some 15 minutes, after the million inputs of `make fuzz`.
 faults: fuzz
 	$(BIN)/python benchmarks/faults.py
+
+# Whether tests notice small changes of what they test: docs/results/mutants.json. Hours; goes on where it was stopped.
+# `make mutants ROOMS="quant wire"` runs some rooms. What no test noticed: runs/mutants/ROOM/survivors.txt.
+mutants: $(VENV)/ready
+	OMP_NUM_THREADS=1 nice $(BIN)/python tests/mutants/campaign.py $(ROOMS)
 
 check: $(VENV)/ready
 	$(BIN)/ruff check .

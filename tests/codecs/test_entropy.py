@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bitseam.codecs import EntropyUniform, Uniform
+from bitseam.codecs.entropy import stream as entropy_stream
 from bitseam.codecs.entropy.stream import LANE, TOTAL, Runs, decode, encode, most_bytes
-from bitseam.codecs.entropy.uniform import stream as entropy_stream
 from bitseam.errors import CodecError
 
 FLAT = ((16384,) * 4,)

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bitseam.codecs import EntropyUniform
+from bitseam.codecs.entropy import stream as entropy_stream
 from bitseam.codecs.entropy.stream import LANE, Runs, encode
-from bitseam.codecs.entropy.uniform import stream as entropy_stream
 from bitseam.errors import CodecError
 from bitseam.quant.contexts import contexts_of, wavefronts
 from bitseam.quant.uniform import from_indices, to_indices

@@ -2,8 +2,8 @@ import pytest
 import torch
 
 from bitseam.codecs import EntropyStochastic, Stochastic
+from bitseam.codecs.entropy import stream as entropy_stream
 from bitseam.codecs.entropy.stochastic import _tables
-from bitseam.codecs.entropy.uniform import stream as entropy_stream
 from bitseam.errors import CodecError
 
 STEPS = [0.05, 0.5, 2.0, 8.0]
