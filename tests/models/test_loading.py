@@ -14,6 +14,7 @@ import transformers
 from conftest import WORDS, Tiny, make_recipe
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from small_models import saved
 
 from bitseam import config
 from bitseam.errors import ModelError
@@ -30,24 +31,6 @@ from bitseam.runs.checkpoint import (
     save_server,
 )
 from bitseam.text.prompts import Prompter
-
-SMALL: dict[str, Any] = {
-    "vocab_size": len(WORDS),
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "pad_token_id": 0,
-}
-
-
-def saved(folder: Path, kind: str, **settings: Any) -> str:
-    """A tiny language model of one of transformers' configurations."""
-    torch.manual_seed(0)
-    cfg = getattr(transformers, kind)(**{**SMALL, **settings})
-    transformers.AutoModelForCausalLM.from_config(cfg).save_pretrained(folder)
-    return str(folder)
 
 
 def without(folder: str, *keys: str) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from wire_examples import DIFFERENCE, GOLDEN, TEXT, due, listener_at, wrap
+from wire_examples import DIFFERENCE, GOLDEN, TEXT, due, listener_at, speaker_at, wrap
 
 from bitseam.errors import LimitError, MalformedError, WireError
 from bitseam.wire import Limits, same_terms
@@ -40,8 +40,12 @@ def hear(message: Any, limits: Limits | None = None) -> None:
 MALFORMED: list[tuple[str, type[Any], Callable[[Any], Any]]] = [
     ("weights: not a row of numbers", pb.Average, lambda m: m.weights.shape.append(1)),
     ("weights: not a row of numbers", pb.Averaged, lambda m: m.ClearField("weights")),
+    ("weights: not a row of numbers", pb.Average, lambda m: m.weights.shape.extend([1, 1, 1, 2**31])),
     ("purpose: 0 is unknown", pb.Hello, lambda m: m.ClearField("purpose")),
     ("purpose: 9 is unknown", pb.Hello, lambda m: setattr(m, "purpose", 9)),
+    ("session: 15 bytes", pb.Hello, lambda m: setattr(m, "session", bytes(15))),
+    ("run: 17 bytes", pb.Hello, lambda m: setattr(m, "run", bytes(17))),
+    ("run: 0 bytes", pb.Welcome, lambda m: m.ClearField("run")),
     ("session: 15 bytes", pb.Welcome, lambda m: setattr(m, "session", bytes(15))),
     ("session: 17 bytes", pb.Welcome, lambda m: setattr(m, "session", bytes(17))),
     ("fault: 0 is unknown", pb.Refuse, lambda m: m.ClearField("fault")),
@@ -70,6 +74,17 @@ def test_a_broken_rule_is_named(complaint: str, kind: type[Any], change: Callabl
     side = "client" if listener_at(due(kind), message).role == "server" else "server"
     with pytest.raises(MalformedError, match=f"the {side} sent a {kind.__name__} where .*{complaint}"):
         hear(message)
+    with pytest.raises(MalformedError, match=f"^{complaint}"):  # one's own mistake
+        speaker_at(due(kind), message).send(message)
+
+
+def test_a_session_and_a_run_have_sixteen_bytes_and_may_be_left_out_of_a_hello() -> None:
+    for session, run in ((b"", b""), (bytes(16), b""), (b"", bytes(16)), (bytes(16), bytes(16))):
+        hear(pb.Hello(version=1, purpose=pb.TRAIN, session=session, run=run))
+
+
+def test_one_new_token_may_be_asked_for() -> None:
+    hear(changed(pb.Ask, lambda m: setattr(m, "max_new_tokens", 1)))
 
 
 UNKNOWN = b"\xfa\x7f\x01x"  # field 2047, one byte
@@ -120,11 +135,14 @@ LIMITS: list[tuple[str, int, Any, Any]] = [
     ("text", 6, hello({"abc": "def"}), hello({"abc": "defg"})),
     ("text", 6, pb.Goodbye(reason="a" * 6), pb.Goodbye(reason="a" * 7)),
     ("text", 6, pb.Refuse(fault=2, reason="a" * 6), pb.Refuse(fault=2, reason="a" * 7)),
-    (
-        "text",
-        6,
-        pb.Refuse(fault=1, differences=[pb.Difference(server="a" * 6)]),
-        pb.Refuse(fault=1, differences=[pb.Difference(server="a" * 7)]),
+    *(
+        (
+            "text",
+            6,
+            pb.Refuse(fault=1, differences=[pb.Difference(**{part: "a" * 6})]),
+            pb.Refuse(fault=1, differences=[pb.Difference(**{part: "a" * 7})]),
+        )
+        for part in ("field", "client", "server")
     ),
     (
         "terms",

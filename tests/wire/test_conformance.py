@@ -11,11 +11,9 @@ from conftest import Tiny, make_recipe
 from google.protobuf.descriptor import FieldDescriptor
 from wire_examples import GOLDEN
 
-from bitseam.config import GRID_CODECS
 from bitseam.sessions.terms import terms
 from bitseam.streams import Stream, build_streams
 from bitseam.text.prompts import Prompter
-from bitseam.text.symbols import _FIRST, _FURTHER, _HERE, _HIDDEN, _IDS, _TURN
 from bitseam.transport.grpc import _METHOD, _SERVICE
 from bitseam.wire import VERSION, Limits
 from bitseam.wire import messages_pb2 as pb
@@ -92,17 +90,6 @@ def test_streams(tiny: Tiny) -> None:
 def test_limits() -> None:
     told = {name: float(value.replace(",", "")) for name, value, _ in table("Limits")}
     assert told == {field.name: getattr(Limits(), field.name) for field in fields(Limits)}
-
-
-def test_codecs() -> None:
-    floats = {"fp32", "fp16", "bf16"}
-    assert {row[0] for row in table("Codecs")} == floats | {*GRID_CODECS, "stochastic", "entropy-stochastic"}
-
-
-def test_symbols() -> None:
-    told = [row[0] for row in table("Symbols of text")]
-    assert told[:5] == [str(mark) for mark in (_FIRST, _FURTHER, _HERE, _TURN, _HIDDEN)]
-    assert told[5] == f"{_IDS} + id"
 
 
 def test_frames() -> None:

@@ -1,9 +1,10 @@
 """Codecs, tensor <-> bytes, by the name that both sides agree on in the handshake."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import MISSING, fields
 from typing import Any
+
+import rfc8785
 
 from bitseam.codecs.base import Codec
 from bitseam.codecs.blockwise_int import BlockwiseInt
@@ -68,5 +69,8 @@ def codec_from_config(config: Mapping[str, Any]) -> Codec:
 
 
 def canonical(config: Mapping[str, Any]) -> str:
-    """The one text of a codec's configuration: JSON, keys sorted, defaults filled in. Raises as `codec_from_config`."""
-    return json.dumps(codec_from_config(config).config(), sort_keys=True, separators=(",", ":"))
+    """The one text of a codec's configuration: RFC 8785 with defaults filled in, which any language can make.
+
+    Raises as `codec_from_config`.
+    """
+    return rfc8785.dumps(codec_from_config(config).config()).decode()

@@ -40,11 +40,34 @@ def snap(z: Tensor, levels: int, clip: float) -> Quantized:
     return Quantized(straight_through(z.clamp(-clip, clip), snapped), misfit.sum() / max(misfit.numel(), 1))
 
 
-class RDFSQ(Quantizer):
+class ProjectingQuantizer(Quantizer):
+    """x (..., D) -> z = W x + b (..., C), of which a subclass makes levels.
+
+    Starts near the identity: z = x where C == D, else a fixed semi-orthogonal projection.
+    """
+
+    def __init__(self, width: int, channels: int) -> None:
+        super().__init__(width, channels)
+        self.project = nn.Linear(width, channels)
+        with torch.no_grad():
+            self.project.weight.copy_(semi_orthogonal(channels, width))
+            self.project.bias.zero_()
+
+    def projected(self, features: Tensor) -> Tensor:
+        """What is normalised and quantized: (..., D) -> (..., C). Raises as `forward` does."""
+        with torch.autocast(features.device.type, enabled=False):
+            return self._projected(self._checked(features))
+
+    def _projected(self, x: Tensor) -> Tensor:
+        z = self.project(x)
+        require_finite(z, "projected features at the quantizer")  # weights that diverged must not spoil the statistics
+        return z
+
+
+class RDFSQ(ProjectingQuantizer):
     """RD-FSQ with running statistics of each channel, so that an image's code depends on that image alone.
 
-    Levels are in units of a channel's deviation, from -clip to clip. Starts near the identity: z = x where C == D,
-    else a fixed semi-orthogonal projection. `calibrate` before the first forward.
+    Levels are in units of a channel's deviation, from -clip to clip. `calibrate` before the first forward.
     """
 
     def __init__(self, width: int, channels: int, levels: int, clip: float, momentum: float = 0.1) -> None:
@@ -53,11 +76,7 @@ class RDFSQ(Quantizer):
         check_grid(levels, clip)
         self.levels = levels
         self.clip = clip
-        self.project = nn.Linear(width, channels)
         self.normalise = ChannelStatistics(channels, momentum)
-        with torch.no_grad():
-            self.project.weight.copy_(semi_orthogonal(channels, width))
-            self.project.bias.zero_()
 
     def statistics(self) -> tuple[Tensor, Tensor]:
         """Mean (C,) and standard deviation (C,). Raises CodecError before the first `calibrate`."""
@@ -68,21 +87,11 @@ class RDFSQ(Quantizer):
         """Keep the statistics as they are from now on."""
         self.normalise.freeze()
 
-    def projected(self, features: Tensor) -> Tensor:
-        """What is quantized, before it is normalised: (..., D) -> (..., C). Raises as `forward` does."""
-        with torch.autocast(features.device.type, enabled=False):
-            return self._projected(self._checked(features))
-
     def _quantize(self, x: Tensor) -> Quantized:
         return snap(self.normalise(self._projected(x)), self.levels, self.clip)
 
     def _calibrate(self, x: Tensor) -> None:
         self.normalise.calibrate(self._projected(x))
-
-    def _projected(self, x: Tensor) -> Tensor:
-        z = self.project(x)
-        require_finite(z, "projected features at the quantizer")  # weights that diverged must not spoil the statistics
-        return z
 
 
 class TensorRDFSQ(Quantizer):
