@@ -25,11 +25,12 @@ from bitseam.errors import (
     RefusedError,
     StateError,
     WireError,
+    printable,
 )
 from bitseam.sessions.ledger import Ledger
 from bitseam.sessions.limits import require_image, require_rows
 from bitseam.sessions.party import ServerParty, StepReport
-from bitseam.sessions.peer import Peer, Stopwatch, printable
+from bitseam.sessions.peer import Peer, Stopwatch
 from bitseam.sessions.seat import Seat
 from bitseam.streams.coded import decode, encode
 from bitseam.text.batch import TextBatch
