@@ -39,7 +39,7 @@ COARSE = "streams.image.gradient.step=4"
 FEW = ("streams.image.channels=24", "streams.image.gradient.step=2")
 POINTS = {
     "coded": (),
-    "fp16": ("streams.image.quantizer=none", "streams.image.codec=fp16", "streams.image.gradient=fp16"),
+    "fp16": ("streams.image={quantizer = 'none', codec = 'fp16', gradient = 'fp16'}",),
     "48 channels": ("streams.image.channels=48",),
     "24 channels": FEW,
     "24 channels, 2,000 steps": (*FEW, LONGER),
