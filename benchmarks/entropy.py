@@ -71,13 +71,13 @@ def measure_bits(choices: list[int]) -> dict[int, dict[str, float]]:
         ]
         calibration = torch.cat(batches[: CALIBRATION // MESSAGE])
         model.vision.calibrate(calibration)
-        model.image_quantizer.calibrate(model.vision(calibration))
-        known = model.image(calibration).levels
-        coded = [model.image(batch).levels for batch in batches[CALIBRATION // MESSAGE :]]
+        image = model.senders()["image"]
+        image.calibrate(model.vision(calibration))
+        known = image(model.vision(calibration)).levels
+        coded = [image(model.vision(batch)).levels for batch in batches[CALIBRATION // MESSAGE :]]
     figures = {}
     for groups in choices:
-        up = recipe.seam.image_up
-        codec = EntropyUniform(up.levels, up.clip, groups)
+        codec = EntropyUniform(image.settings.levels, image.settings.clip, groups)
         codec = codec.learned(codec.counts(known))
         counts = sum(codec.counts(levels) for levels in coded)
         total = float(counts.sum())

@@ -18,9 +18,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 import torch
-from bitseam.streams.seam import build_seam, terms
 from PIL import Image
 from traffic import told
 
@@ -34,10 +34,12 @@ from bitseam.data.inspection import contents_of
 from bitseam.data.memory import Memory
 from bitseam.data.rows import Row, read_rows
 from bitseam.evals import evaluate
+from bitseam.models.vision.half import VisionHalf
 from bitseam.runs.checkpoint import load_client, newest
 from bitseam.sessions.client import ClientSession
 from bitseam.sessions.party import ServerParty
 from bitseam.sessions.server import ServerSession
+from bitseam.sessions.terms import terms
 from bitseam.text.prompts import Prompter
 from bitseam.transport import memory_pair
 
@@ -72,24 +74,32 @@ def main() -> None:
 
 def at(levels: int, recipe: config.Recipe, run: Path, tests: Sequence[Row], images: int) -> dict:
     """Scores of the trained halves in `run` with so many levels; images: that the tests are about."""
-    up = replace(recipe.seam.image_up, levels=levels, clip=RATES[levels])
-    size, tasks = ask(replace(recipe, seam=replace(recipe.seam, image_up=up)), run, tests)
+    size, tasks = ask(with_image(recipe, levels=levels, clip=RATES[levels]), run, tests)
     return {"levels": levels, "clip": RATES[levels], "bytes_per_image": size / images, "tasks": tasks}
+
+
+def with_image(recipe: config.Recipe, **changes: Any) -> config.Recipe:
+    """The same with other settings of what images cross as."""
+    return replace(recipe, streams=recipe.streams | {"image": replace(recipe.streams["image"], **changes)})
+
+
+def stored_features(half: VisionHalf, rows: Sequence[Row]) -> StoredFeatures:
+    """Of the rows' images, kept in the cache."""
+    contents = contents_of((row.image for row in rows), Memory(cache_folder() / "checked.sqlite"))
+    return StoredFeatures(half, contents, cache_folder() / "features")
 
 
 def ask(recipe: config.Recipe, run: Path, tests: Sequence[Row]) -> tuple[int, dict]:
     """Put the test questions to the trained halves in `run`: bytes of image codes in all, and scores by task."""
     party = ServerParty(recipe, locate, newest(run, "server"))
-    model, _, identity = load_client(newest(run, "client"), locate, recipe.seam)
+    model, _, identity = load_client(newest(run, "client"), locate, recipe.streams)
     prompter = Prompter(recipe.text, locate)
     ours, theirs = memory_pair()
     server = threading.Thread(target=ServerSession(party, theirs).run)
     server.start()
-    with ClientSession(model, build_seam(recipe.seam), lambda: ours, prompter.vocabulary) as session:
-        session.open(terms(recipe, prompter.vocabulary, prompter.fingerprint, str(identity)), training=False)
-        contents = contents_of((row.image for row in tests), Memory(cache_folder() / "checked.sqlite"))
-        features = StoredFeatures(model.vision, contents, cache_folder() / "features")
-        result = evaluate(session, prompter, tests, features.of)
+    with ClientSession(model, lambda: ours, prompter.vocabulary) as session:
+        session.open(terms(recipe, session.streams, prompter, str(identity)), training=False)
+        result = evaluate(session, prompter, tests, stored_features(model.vision, tests).of)
     server.join()
     tasks = {task: vars(score) for task, score in result.scores.items()}
     return session.ledger.coded_bytes("Ask", "image"), tasks
