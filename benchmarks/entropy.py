@@ -24,6 +24,7 @@ import constriction
 import numpy as np
 import torch
 from PIL import Image
+from processes import RECIPE
 from rate_distortion import entropy
 
 from bitseam.cli.machine import circumstances
@@ -32,7 +33,6 @@ from bitseam.config import load_recipe
 from bitseam.data.assets import path_of
 from bitseam.runs.checkpoint import build_client
 
-RECIPE = Path(__file__).parent.parent / "recipes" / "demo.toml"
 CALIBRATION, CODED, MESSAGE = 256, 512, 32
 SHAPE = (8, 729, 1280)
 ROUNDS = 5

@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 from PIL import Image
+from processes import RECIPE
 from traffic import told
 
 from bitseam import config
@@ -51,7 +52,7 @@ def main() -> None:
     parser.add_argument("--demo", type=Path, default=Path("runs/demo"), help="what `make demo` wrote")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    recipe = config.load_recipe(Path("recipes/demo.toml"), {"threads": os.cpu_count()})
+    recipe = config.load_recipe(RECIPE, {"threads": os.cpu_count()})
     torch.set_num_threads(recipe.threads)
     tests = read_rows(options.demo / "questions" / "test.jsonl")
     images = [image for image, _ in groupby(row.image for row in tests)]

@@ -93,7 +93,7 @@ def branch(start: Path, out: Path, multiples: tuple[float, ...], steps: int) -> 
         kept["recipe"]["train"]["steps"] = steps
         (folder / "config.json").write_text(json.dumps(kept))
         model = load_file(folder / "model.safetensors")
-        model["streams.image.tables"] = model["streams.image.tables"].repeat(len(multiples), 1)
+        model["streams.image.tables"] = model["streams.image.tables"][:1].repeat(len(multiples), 1)
         save_file(model, folder / "model.safetensors")
         training = load_file(folder / "training.safetensors")
         for rate in range(len(multiples)) if side == "client" else ():  # new tables at once
