@@ -14,7 +14,7 @@ from conftest import WIDTH, Tiny, load_benchmark, make_recipe
 from PIL import Image
 
 from bitseam.codecs import _CODECS
-from bitseam.config.recipe import QuantizerName
+from bitseam.config import QuantizerName
 from bitseam.data.rows import Row, write_rows
 from bitseam.errors import ModelError
 from bitseam.evals import planning

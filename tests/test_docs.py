@@ -14,8 +14,7 @@ from typer.testing import CliRunner
 
 from bitseam.cli.main import app
 from bitseam.codecs import _CODECS
-from bitseam.config import STREAMS, Stream, load_recipe
-from bitseam.config.recipe import QuantizerName
+from bitseam.config import STREAMS, QuantizerName, Stream, load_recipe
 from bitseam.evals.report import summary_markdown
 from bitseam.streams import Sender, build_streams
 
