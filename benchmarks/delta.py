@@ -23,7 +23,8 @@ from typing import Any
 
 import torch
 from frozen import Tensors, load, more, statistics_of
-from traffic import POINTS, about_run, train
+from processes import about_run, train
+from traffic import POINTS
 
 from bitseam.cli.machine import circumstances
 from bitseam.codecs import BlockwiseInt, Codec, Delta, Fp16, NormalFloat, OneBit, SplitFC, TopK
@@ -44,7 +45,7 @@ def main() -> None:
     parser.add_argument("--demo", type=Path, default=Path("runs/demo"), help="what `make demo` wrote")
     parser.add_argument("--json", type=Path, required=True)
     options = parser.parse_args()
-    point = (*POINTS["fp16"], f"train.checkpoint_every={FIRST}", f"train.steps={SECOND}")
+    point = {**POINTS["fp16"], "train.checkpoint_every": FIRST, "train.steps": SECOND}
     run = train(options.demo, "fp16 twice", point, seed=0)
     (before, _), (now, counts) = (
         load(folder_of(run, "client", step), folder_of(run, "server", step), None) for step in (FIRST, SECOND)

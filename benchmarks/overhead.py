@@ -18,6 +18,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from processes import RECIPE
 from step import make_batch, serving
 
 from bitseam.checks.client import ready_client
@@ -34,7 +35,7 @@ WARM, STEPS, CHECKPOINTS, DIGESTS = 5, 15, 5, 200
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--recipe", type=Path, default=Path("recipes/demo.toml"))
+    parser.add_argument("--recipe", type=Path, default=RECIPE)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     figures = measure(options.recipe)
