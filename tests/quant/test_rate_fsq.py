@@ -215,6 +215,8 @@ def test_the_rotation_follows_features_that_turn_and_rests_where_they_do_not() -
 def test_what_cannot_be_is_refused() -> None:
     with pytest.raises(CodecError, match="odd number of levels, not 4"):
         RateFSQ(WIDTH, WIDTH, 4, CLIP)
+    with pytest.raises(CodecError, match="levels must be"):
+        RateFSQ(WIDTH, WIDTH, 1, CLIP)
     with pytest.raises(CodecError, match="not calibrated"):
         RateFSQ(WIDTH, WIDTH, LEVELS, CLIP)(features())
     with pytest.raises(CodecError, match="two tokens"):

@@ -48,6 +48,7 @@ def test_a_dropped_channel_has_nothing_but_its_mean_and_takes_no_gradient() -> N
 
 def test_without_steps_all_are_one() -> None:
     assert StepFSQ(3, 2, 5).step.tolist() == [1, 1]
+    assert StepFSQ(2, 2, 5, (1, 2)).step.dtype == torch.float32
 
 
 def test_steps_may_be_as_small_and_large_as_is_told() -> None:
