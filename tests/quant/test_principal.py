@@ -189,12 +189,6 @@ def test_a_rotation_that_has_cost_just_as_much_is_not_yet_renewed() -> None:
     assert torch.equal(directions.rotation, before)
 
 
-def test_counts_stay_on_the_device() -> None:
-    directions = calibrated().to("meta")
-    directions.count(torch.zeros(3, 2, device="meta"))
-    assert {buffer.device.type for buffer in directions.buffers()} == {"meta"}
-
-
 def test_bits_that_rounding_saves_are_no_credit() -> None:
     directions = calibrated(20)  # 119 and 43 of 127: a little less than a whole direction
     directions.unchecked.copy_(torch.tensor([8, 1000]))
