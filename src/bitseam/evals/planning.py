@@ -63,13 +63,15 @@ class FrozenPair:
     def sample(self, features: Tensor, text: TextBatch) -> Sample:
         """Features (I, M, Dv) and text, as the seam has them."""
         with torch.no_grad():
-            z = {name: self._projected(name, x).cpu() for name, x in self.client.features(features, text).items()}
+            carried = self.client.features(features, text)
+            z = {name: self._projected(name, x).cpu() for name, x in carried.items()}
         loss, gradient = self.gradients(text, z)
         return Sample(text, z, gradient, loss)
 
     def _projected(self, name: str, features: Tensor) -> Tensor:
         quantizer = self.client.senders()[name].quantizer
-        return quantizer.projected(features) if isinstance(quantizer, RDFSQ) else features
+        assert isinstance(quantizer, ThroughCodec | RDFSQ)  # see `_AFFINE`
+        return quantizer.projected(features)
 
     def gradients(self, text: TextBatch, z: Mapping[str, Tensor]) -> tuple[float, dict[str, Tensor]]:
         """Loss and its gradient by z."""

@@ -130,9 +130,11 @@ class ClientSession:
         features: (I, M, Dv). A stream's distortion counts in the loss by the weight of its settings.
         """
         self.model.train()
-        drawn = np.random.default_rng((step, micro))  # the same rates when a step is taken again
+        drawn = np.random.default_rng((step, micro))  # the same rates and codes when a step is taken again
         for stream in self.streams.values():
             stream.use(int(drawn.integers(stream.rates)))
+        for stream in self.streams.values():
+            stream.seed(int(drawn.integers(2**63)))
         with self.watch("client forward"), self._precision():
             codes = self.model(features, text)
         with self.watch("encode"):

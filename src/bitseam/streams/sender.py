@@ -15,6 +15,7 @@ from bitseam.streams.build import build_quantizer
 from bitseam.streams.coded import decode, encode
 from bitseam.streams.stream import Stream
 from bitseam.streams.tables import Fit
+from bitseam.streams.through_codec import ThroughCodec
 from bitseam.wire import messages_pb2 as pb
 
 
@@ -43,6 +44,11 @@ class Sender(Stream):
         if isinstance(self.quantizer, RateFSQ) and codec is not None:
             self.quantizer.use(codec.clip, codec.prices(self.quantizer.channels))
         self.rate = rate
+
+    def seed(self, seed: int) -> None:
+        """What the codec draws at random for the next batch: the same when a step is taken again, or resumed."""
+        if isinstance(self.quantizer, ThroughCodec):
+            self.quantizer.seed = seed
 
     def calibrate(self, features: Tensor) -> None:
         """Fit the quantizer to features (..., D), and have the next `news` hold new tables."""
