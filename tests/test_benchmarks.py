@@ -13,7 +13,7 @@ import torch
 from conftest import WIDTH, Tiny, load_benchmark, make_recipe
 from PIL import Image
 
-from bitseam.codecs import _CODECS
+from bitseam.codecs import BUILT_IN
 from bitseam.config import GradientName, QuantizerName
 from bitseam.data.rows import Row, write_rows
 from bitseam.errors import ModelError
@@ -60,7 +60,7 @@ def test_every_codec_and_quantizer_is_compared(rows: dict[tuple[str, str], dict[
         way: {json.loads(r["settings"])["id"] for r in rows.values() if r["direction"] == way} for way in ("up", "down")
     }
     quantizers = {row["quantizer"]["quantizer"] for row in rows.values() if row["quantizer"]}
-    assert ids["up"] | ids["down"] == set(_CODECS)
+    assert ids["up"] | ids["down"] == set(BUILT_IN)
     assert quantizers | ids["up"] >= set(get_args(QuantizerName))
     assert ids["down"] >= set(get_args(GradientName))
 

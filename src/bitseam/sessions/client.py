@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bitseam.codecs import codec_from_config
+from bitseam.codecs import Fp32
 from bitseam.errors import CodecError, PeerGoneError, SessionLostError
 from bitseam.models.client import ClientModel
 from bitseam.quant import Quantized
@@ -26,7 +26,7 @@ from bitseam.transport import Channel
 from bitseam.wire import VERSION
 from bitseam.wire import messages_pb2 as pb
 
-_WEIGHTS = codec_from_config({"id": "fp32"})
+_WEIGHTS = Fp32()
 T = TypeVar("T")
 _NAMED = 64  # checkpoints that a Hello may name
 

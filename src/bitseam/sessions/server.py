@@ -14,7 +14,7 @@ from hashlib import blake2b
 import torch
 from torch import Tensor
 
-from bitseam.codecs import codec_from_config
+from bitseam.codecs import Fp32
 from bitseam.errors import (
     BitseamError,
     CodecError,
@@ -40,7 +40,7 @@ from bitseam.wire import messages_pb2 as pb
 log = logging.getLogger(__name__)
 
 current_session: ContextVar[ServerSession | None] = ContextVar("current_session", default=None)  # for logs
-_WEIGHTS = codec_from_config({"id": "fp32"})  # of client halves that are averaged
+_WEIGHTS = Fp32()  # of client halves that are averaged
 
 
 class ServerSession:
