@@ -1,17 +1,17 @@
 """What all quantizers share, then RD-FSQ, ours and the paper's, and the float formats."""
 
-from collections.abc import Callable
+from typing import ClassVar
 
 import pytest
 import torch
 
+from bitseam.codecs import Fp16, Stochastic
 from bitseam.errors import CodecError, NonFiniteError
 from bitseam.quant import (
     RDFSQ,
     Float,
     LearnedClipFSQ,
     LevelProjection,
-    Quantizer,
     RateFSQ,
     StepFSQ,
     TanhFSQ,
@@ -19,6 +19,8 @@ from bitseam.quant import (
     semi_orthogonal,
 )
 from bitseam.quant.uniform import level_values
+from bitseam.streams.through_codec import ThroughCodec
+from bitseam.testing import QuantizerChecklist
 
 WIDTH = 8
 
@@ -53,69 +55,24 @@ def rate_fsq() -> RateFSQ:
     return quantizer
 
 
-QUANTIZERS: list[Callable[[], Quantizer]] = [
-    rd_fsq,
-    lambda: rd_fsq(channels=5, levels=3),
-    tensor_rd_fsq,
-    lambda: rd_fsq(channels=6, kind=TanhFSQ),
-    lambda: rd_fsq(levels=3, kind=LearnedClipFSQ),
-    lambda: step_fsq(),
-    rate_fsq,
-    lambda: Float(WIDTH, torch.float32),
-    lambda: Float(WIDTH, torch.float16),
-    lambda: Float(WIDTH, torch.bfloat16),
-]
-NAMES = ["rd", "rd-narrow", "rd-tensor", "tanh", "learned-clip", "step", "rate", "fp32", "fp16", "bf16"]
-every = pytest.mark.parametrize("make", QUANTIZERS, ids=NAMES)
 per_channel = pytest.mark.parametrize("kind", [RDFSQ, TanhFSQ, LearnedClipFSQ])
 
 
-@every
-@pytest.mark.parametrize("leading", [(), (0,), (1,), (2, 3, 5)])
-def test_any_leading_dimensions(make: Callable[[], Quantizer], leading: tuple[int, ...]) -> None:
-    quantizer = make()
-    out = quantizer(torch.randn(*leading, WIDTH))
-    assert out.levels.shape == (*leading, quantizer.channels)
-    assert out.distortion.shape == ()
-    assert torch.isfinite(out.distortion)
-
-
-@every
-@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
-def test_not_finite_is_refused_with_count_and_place(make: Callable[[], Quantizer], bad: float) -> None:
-    x = features()
-    x[1, 2, 3] = x[2, 0, 0] = bad
-    with pytest.raises(NonFiniteError, match=r"2 of 384 .* \(1, 2, 3\)"):
-        make()(x)
-
-
-@every
-def test_another_width_is_refused(make: Callable[[], Quantizer]) -> None:
-    with pytest.raises(CodecError, match="width 8"):
-        make()(torch.zeros(2, 7))
-
-
-@every
-def test_works_in_float32_under_autocast_and_on_bfloat16(make: Callable[[], Quantizer]) -> None:
-    x = features().bfloat16()
-    quantizer = make().eval()
-    plain = quantizer(x.float())
-    with torch.autocast("cpu", torch.bfloat16):
-        out = quantizer(x)
-    assert out.levels.dtype == out.distortion.dtype == torch.float32
-    assert torch.equal(out.levels, plain.levels)
-    assert torch.equal(out.distortion, plain.distortion)
-
-
-@every
-def test_is_differentiable_to_the_features_and_every_parameter(make: Callable[[], Quantizer]) -> None:
-    quantizer = make().train()
-    x = features().requires_grad_()
-    out = quantizer(x)
-    (out.levels.square().sum() + 0.25 * out.distortion).backward()
-    for name, tensor in [("features", x), *quantizer.named_parameters()]:
-        assert tensor.grad is not None, name
-        assert tensor.grad.abs().sum() > 0, name
+class TestQuantizers(QuantizerChecklist):
+    cases: ClassVar = {
+        "rd": rd_fsq,
+        "rd-narrow": lambda: rd_fsq(channels=5, levels=3),
+        "rd-tensor": tensor_rd_fsq,
+        "tanh": lambda: rd_fsq(channels=6, kind=TanhFSQ),
+        "learned-clip": lambda: rd_fsq(levels=3, kind=LearnedClipFSQ),
+        "step": step_fsq,
+        "rate": rate_fsq,
+        "fp32": lambda: Float(WIDTH, torch.float32),
+        "fp16": lambda: Float(WIDTH, torch.float16),
+        "bf16": lambda: Float(WIDTH, torch.bfloat16),
+        "through-codec": lambda: ThroughCodec(WIDTH, WIDTH, Fp16()),
+        "through-codec-narrow": lambda: ThroughCodec(WIDTH, 5, Stochastic(4)),
+    }
 
 
 @per_channel
