@@ -2,7 +2,7 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-all equality fuzz fuzz-files faults check proto clean
+.PHONY: demo test test-all equality fuzz fuzz-files faults mutants check proto vectors clean
 
 demo: $(VENV)/ready
 	$(BIN)/bitseam demo
@@ -29,6 +29,11 @@ fuzz-files: $(VENV)/ready
 faults: fuzz
 	$(BIN)/python benchmarks/faults.py
 
+# Whether tests notice small changes of what they test: docs/results/mutants.json. Hours; goes on where it was stopped.
+# `make mutants ROOMS="quant wire"` runs some rooms. What no test noticed: runs/mutants/ROOM/survivors.txt.
+mutants: $(VENV)/ready
+	OMP_NUM_THREADS=1 nice $(BIN)/python tests/mutants/campaign.py $(ROOMS)
+
 check: $(VENV)/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -37,6 +42,10 @@ check: $(VENV)/ready
 # The generated module is committed, so that users need no compiler; a test compares it with the .proto.
 proto: $(VENV)/ready
 	$(BIN)/python -m grpc_tools.protoc -Isrc --python_out=src --pyi_out=src src/bitseam/wire/messages.proto
+
+# Test vectors for other implementations, vectors/*.json; tests hold them against the code in both directions.
+vectors: $(VENV)/ready
+	$(BIN)/python tests/vectors/write_vectors.py
 
 $(VENV)/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

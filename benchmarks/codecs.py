@@ -32,6 +32,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from bitseam.streams.seam import build_quantizer, build_seam
 from frozen import Sample, Tensors, load, more, statistics_of
 from rate_distortion import bounds, draw, entropy, index_counts, markdown
 from torch import Tensor, nn
@@ -43,7 +44,6 @@ from bitseam.codecs.one_bit import SCALES
 from bitseam.evals.planning import UpPlanner
 from bitseam.quant import LevelProjection, TensorRDFSQ
 from bitseam.runs.checkpoint import newest
-from bitseam.streams.seam import build_quantizer, build_seam
 
 DEMO = Path("runs/demo/fp16")
 ELEMENTS, ROUNDS = 2_000_000, 5

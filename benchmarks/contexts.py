@@ -20,6 +20,7 @@ from itertools import groupby
 from pathlib import Path
 
 import torch
+from bitseam.streams.seam import build_seam
 from torch import Tensor
 
 from bitseam.cli.machine import circumstances
@@ -28,7 +29,6 @@ from bitseam.codecs import EntropyUniform
 from bitseam.data.features import LiveFeatures
 from bitseam.data.rows import read_rows
 from bitseam.runs.checkpoint import load_client, newest
-from bitseam.streams.seam import build_seam
 from bitseam.streams.tables import use_rate
 
 GROUPS, CONTEXTS = (8, 16, 32), (1, 3, 5, 7)

@@ -29,6 +29,7 @@ from statistics import mean, stdev
 from typing import Any
 
 import torch
+from bitseam.streams.seam import build_seam
 from rates import ask
 from traffic import LEARNED, LONGER, RECIPE, about_run, told, train
 
@@ -41,7 +42,6 @@ from bitseam.data.inspection import contents_of
 from bitseam.data.memory import Memory
 from bitseam.data.rows import Row, read_rows
 from bitseam.runs.checkpoint import load_pair, newest
-from bitseam.streams.seam import build_seam
 from bitseam.streams.tables import use_rate, with_kept_tables
 from bitseam.text.prompts import Prompter
 

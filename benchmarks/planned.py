@@ -21,11 +21,11 @@ import sys
 from pathlib import Path
 from statistics import mean
 
+from bitseam.streams.seam import channels
 from traffic import RECIPE, about_run, told, train
 
 from bitseam import config
 from bitseam.runs.checkpoint import newest
-from bitseam.streams.seam import channels
 
 PART = 100  # steps
 KEPT = ("predicted_bits", "measured_bits", "loss", "predicted_loss_increase", "measured_loss_increase")

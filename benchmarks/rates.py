@@ -20,6 +20,7 @@ from itertools import groupby
 from pathlib import Path
 
 import torch
+from bitseam.streams.seam import build_seam, terms
 from PIL import Image
 from traffic import told
 
@@ -37,7 +38,6 @@ from bitseam.runs.checkpoint import load_client, newest
 from bitseam.sessions.client import ClientSession
 from bitseam.sessions.party import ServerParty
 from bitseam.sessions.server import ServerSession
-from bitseam.streams.seam import build_seam, terms
 from bitseam.text.prompts import Prompter
 from bitseam.transport import memory_pair
 

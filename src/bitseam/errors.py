@@ -25,14 +25,16 @@
         `-- SessionLostError     the peer came back, but at an earlier step
 
 The command line prints the message of any of them, without a traceback, and exits with status 1. What others wrote goes
-into such a message, or into a log, through `printable`.
+into such a message, or into a log, through `printable`, and what their code raised through `first_sentence`.
 """
 
+import re
 import unicodedata
 
 # Of formatting characters, those that turn the order of the text behind them: right-to-left overrides, isolates.
 _TURNING = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 _UNSEEN = frozenset({"Cc", "Cs", "Zl", "Zp"})  # control characters, lone surrogates, line and paragraph separators
+_SENTENCE_END = re.compile(r"(?<=[.!?])\s")
 
 
 def printable(text: str, most: int | None = 300, lines: bool = False) -> str:
@@ -41,10 +43,20 @@ def printable(text: str, most: int | None = 300, lines: bool = False) -> str:
     Control characters (escape sequences, carriage returns), lone surrogates and what turns the direction of writing are
     spelt out, as in "\\x1b". most: characters to show, None for all; lines: keep line feeds and tabs.
     """
-    cut = text if most is None or len(text) <= most else f"{text[:most]}... ({len(text)} characters)"
+    cut = text if most is None or len(text) <= most else f"{text[:most]}... ({len(text):,} characters)"
     if cut.isprintable():
         return cut
     return "".join(c if _shows(c) or (lines and c in "\n\t") else ascii(c)[1:-1] for c in cut)
+
+
+def first_sentence(error: BaseException, most: int = 300, named: bool = False) -> str:
+    """What an error says that others' code has raised, as a part of one line: the rest may go on for pages.
+
+    named: with the error's class in front, as it stands there in any case where the text is empty or a key alone.
+    """
+    said = _SENTENCE_END.split(" ".join(str(error).split()), maxsplit=1)[0].rstrip(".:; ")
+    kind = "" if said and not named and not isinstance(error, KeyError) else type(error).__name__
+    return ": ".join(filter(None, (kind, printable(said, most))))
 
 
 def _shows(character: str) -> bool:

@@ -122,7 +122,7 @@ def test_D12_the_ledgers_parts_are_shown_as_they_are(monkeypatch: pytest.MonkeyP
     console, file = terminal()
     monkeypatch.setattr("bitseam.cli.client.stdout", console)
     row = {"direction": "up", "kind": "Ask", "part": "image ([/codec]\x1b[2J)", "messages": 1}
-    ledger = Ledger({}, 8)
+    ledger = Ledger([])
     ledger.restore([row | {"bytes": 1, "fp16_bytes": 2}])
     show_ledger(ledger, None)
     assert r"image ([/codec]\x1b[2J)" in file.getvalue()
@@ -130,7 +130,7 @@ def test_D12_the_ledgers_parts_are_shown_as_they_are(monkeypatch: pytest.MonkeyP
 
 def test_D12_a_servers_refusal_is_shown_and_not_obeyed() -> None:
     ours, theirs = memory_pair()
-    client, server = Peer(ours, "client", Ledger({}, 8)), Peer(theirs, "server", Ledger({}, 8), Limits())
+    client, server = Peer(ours, "client", Ledger([])), Peer(theirs, "server", Ledger([]), Limits())
     client.send(pb.Hello(version=1, purpose=pb.ASK))
     server.receive()
     difference = pb.Difference(field="a\x1b[2J", client="[/b]", server="x\ny")
@@ -144,7 +144,7 @@ def test_D12_a_servers_refusal_is_shown_and_not_obeyed() -> None:
 
 def test_a_goodbye_can_be_said_of_any_error() -> None:
     ours, theirs = memory_pair()
-    client, server = Peer(ours, "client", Ledger({}, 8)), Peer(theirs, "server", Ledger({}, 8), Limits())
+    client, server = Peer(ours, "client", Ledger([])), Peer(theirs, "server", Ledger([]), Limits())
     client.send(pb.Hello(version=1, purpose=pb.ASK))
     server.receive()
     server.send(pb.Welcome(session=b"x" * 16, run=b"y" * 16))

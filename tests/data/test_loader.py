@@ -105,7 +105,7 @@ def test_a_killed_process_leaves_no_worker_behind(tmp_path: Path) -> None:
     assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"
     left = psutil.Process(process.pid).children(recursive=True)
-    assert len(left) >= 3  # the process that starts them, and two
+    assert len(left) >= 3  # the two, and multiprocessing's own, which cleans up after them
     process.kill()
     process.wait()
     _, alive = psutil.wait_procs(left, timeout=10)
@@ -114,13 +114,43 @@ def test_a_killed_process_leaves_no_worker_behind(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="nobody says there who has sent a signal")
 def test_O14_a_supervisor_that_tells_every_process_to_stop_leaves_the_step_its_workers(tmp_path: Path) -> None:
-    tell = "import os; [os.kill(pid, s) for pid in (os.getpid(), os.getppid()) for s in (1, 15)]; time.sleep(0.2)"
-    process = script(tmp_path, tell)
+    """At their work, and before they have come to it."""
+    process = script(tmp_path, "import os; [os.kill(os.getpid(), s) for s in (1, 15)]; time.sleep(0.2)")
     assert process.stdout is not None
+    workers: list[psutil.Process] = []
+    while len(workers) < 2:
+        assert process.poll() is None
+        workers = [child for child in psutil.Process(process.pid).children() if "spawn_main" in str(child.cmdline())]
+    for worker in workers:
+        worker.terminate()
     assert process.stdout.readline() == "ready\n"
     process.kill()
     process.wait()
     process.stdout.close()
+
+
+MASKS = """
+import multiprocessing, signal
+from concurrent.futures import ProcessPoolExecutor
+from bitseam.data.loader import start_workers
+
+def mask():
+    return sorted(int(number) for number in signal.pthread_sigmask(signal.SIG_BLOCK, []))
+
+if __name__ == "__main__":
+    with start_workers(1) as workers:
+        held = workers.submit(mask).result()
+    with ProcessPoolExecutor(1, multiprocessing.get_context("forkserver")) as others:
+        print(held, mask(), others.submit(mask).result())
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="no signals are held off there")
+def test_O14_signals_are_held_off_in_workers_alone(tmp_path: Path) -> None:
+    """Not in this process, nor in others that somebody starts by multiprocessing's one fork server."""
+    (tmp_path / "job.py").write_text(MASKS)
+    done = subprocess.run([sys.executable, str(tmp_path / "job.py")], capture_output=True, text=True, check=True)
+    assert done.stdout == "[1, 15] [] []\n"
 
 
 def test_a_worker_that_is_killed_is_told(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from bitseam.errors import CodecError, ConfigError, ModelError
 from bitseam.evals.planning import FrozenPair, UpPlanner, loss_increase
 from bitseam.quant import RDFSQ
 from bitseam.runs.checkpoint import build_client, build_server, load_client, load_server, newest
-from bitseam.streams.seam import build_quantizer, build_seam
+from bitseam.streams import Sender
 from bitseam.text.prompts import Prompter
 from bitseam.train import train
 
@@ -45,9 +45,7 @@ tune = "full"
 rate = 1e-2
 [seam]
 width = 32
-text = "{text}"
-[streams.image]
-quantizer = "{quantizer}"
+{streams}
 [text]
 tokenizer = "{tiny.tokenizer}"
 prompt = "what {{image}} {{question}}"
@@ -61,6 +59,7 @@ checkpoint_every = 40
 [network]
 certificates = ""
 """
+STREAMS = ['[streams.image]\nquantizer = "none"\ncodec = "fp16"', "[streams.image]\n[streams.text]"]
 QUESTIONS = ["is this a cat ?", "a dog ?", "what is there ?", "this a dog ?"]
 
 
@@ -95,7 +94,7 @@ class Trained:
         return Batches(rows, LiveFeatures(vision), Prompter(recipe.text), recipe.train.batch, recipe.seed)
 
 
-@pytest.fixture(scope="module", params=[("fp16", "ids"), ("rd-fsq", "codes")], ids="-".join)
+@pytest.fixture(scope="module", params=STREAMS, ids=["floats-ids", "codes-codes"])
 def trained(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Trained:
     tmp_path = tmp_path_factory.mktemp("plan")
     rng, lines = np.random.default_rng(0), []
@@ -107,8 +106,7 @@ def trained(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory, request: pytes
         lines.append(json.dumps({"image": f"{i}.png", "question": QUESTIONS[i % 4], "answer": answer}))
     (tmp_path / "rows.jsonl").write_text("\n".join(lines * 4))
     recipe = tmp_path / "tiny.toml"
-    quantizer, text = request.param
-    recipe.write_text(RECIPE.format(folder=tmp_path, tiny=tiny, quantizer=quantizer, text=text))
+    recipe.write_text(RECIPE.format(folder=tmp_path, tiny=tiny, streams=request.param))
     found = Trained(tmp_path, recipe)
     found.train(load_recipe(recipe))
     return found
@@ -116,13 +114,13 @@ def trained(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory, request: pytes
 
 def test_what_the_plan_promises_training_sends(trained: Trained) -> None:
     report = trained.plan("--bits=1.5", "--gradient-bits=1.0")
-    totals, modalities = report["totals"], ["image", "text"] if "codes" in trained.recipe.read_text() else ["image"]
+    totals, modalities = report["totals"], list(load_recipe(trained.recipe).streams)
     assert list(totals) == modalities
     near = 0.01 if modalities == ["image"] else 0.05  # equal text tokens jump together from one code to another
     assert report["predicted_bits"] == pytest.approx(1.5, rel=near)
     assert report["measured_bits"] == pytest.approx(report["predicted_bits"], rel=0.1)
     recipe = load_recipe(trained.recipe, {"out": f"{trained.folder}/again"}, trained.folder / "plan" / "plan.toml")
-    assert recipe.streams.image.quantizer == "step-fsq"
+    assert recipe.streams["image"].quantizer == "step-fsq"
     split = trained.train(recipe)
     ledger = split.client.ledger
     for name in modalities:
@@ -172,19 +170,16 @@ def test_the_pairs_own_codes_give_the_pairs_own_loss(trained: Trained) -> None:
     halves, recipe = trained.halves(), load_recipe(trained.recipe)
     features, text = trained.batches(recipe, halves.client.vision)(0)
     z = halves.sample(features, text).z
-    for name in halves.modalities:
-        quantizer = getattr(halves.client, f"{name}_quantizer")
+    for name, carried in halves.client.features(features, text).items():
+        quantizer = halves.client.senders()[name].quantizer
         if isinstance(quantizer, RDFSQ):
             quantizer.normalise.mean += 0.3
             quantizer.normalise.std *= 1.5
             mean, unit = quantizer.statistics()
-            coded = {"image": halves.client.image, "text": halves.client.text}[name](
-                {"image": features, "text": text}[name]
-            )
-            z[name] = coded.levels * unit + mean
+            z[name] = quantizer(carried).levels * unit + mean
     with torch.no_grad():
-        image, prompt = halves.client.image(features).levels, halves.client.text(text)
-        due = halves.server.loss(text, image, prompt.levels if prompt is not None else None)
+        levels = {name: quantized.levels for name, quantized in halves.client(features, text).items()}
+        due = halves.server.loss(text, levels)
     assert halves.loss(text, z) == pytest.approx(float(due), rel=1e-3)  # floats cross as fp16
 
 
@@ -210,26 +205,24 @@ def test_out_of_reach_and_contradictions_are_named(trained: Trained) -> None:
         trained.plan("--bits=1", "--loss-increase=0.1")
     with pytest.raises(ConfigError, match=r"--batches 29: .*rows.jsonl has 56 micro-batches"):
         trained.plan("--bits=1", "--batches=29")  # else what is held out would be calibrated on
-    other = "ids" if "codes" in trained.recipe.read_text() else "codes"
-    with pytest.raises(ConfigError, match=r"seam.text"):
-        trained.plan("--bits=1", "--set", f"seam.text={other}")
+    with pytest.raises(ConfigError, match=r"seam\.width and the streams"):
+        trained.plan("--bits=1", "--set", "seam.width=16")
 
 
 @pytest.mark.parametrize("quantizer", ["rd-fsq-tensor", "tanh-fsq", "rate-fsq"])
 def test_levels_that_are_no_scaled_features_cannot_be_planned(tiny: Tiny, quantizer: str) -> None:
-    up = {"quantizer": quantizer, "levels": 5, "coding": "entropy"}
+    up = {"quantizer": quantizer, "levels": 5, "codec": "entropy-uniform"}
     recipe = make_recipe(tiny, streams__image=up)
     with pytest.raises(ModelError, match="image: a plan needs a pair trained with rd-fsq"):
         FrozenPair(build_client(recipe, str), build_server(recipe, str))
 
 
-@pytest.mark.parametrize("coding", ["packed", "entropy"])
+@pytest.mark.parametrize("codec", ["uniform", "entropy-uniform"])
 @pytest.mark.parametrize("levels", [4, 7])
-def test_the_codec_carries_whole_steps(coding: str, levels: int) -> None:
-    up = config.Up("step-fsq", levels=levels, coding=coding, steps=(0, 0.3, 0.5, 1.0))
-    seam, quantizer = config.Seam(4, image_up=up), build_quantizer(up, 4)
+def test_the_codec_carries_whole_steps(codec: str, levels: int) -> None:
+    settings = config.Stream("step-fsq", levels=levels, codec={"id": codec}, steps=(0, 0.3, 0.5, 1.0))
+    sender = Sender("image", 0, settings, 4)
     x = torch.randn(50, 4, generator=torch.Generator().manual_seed(0))
-    quantizer.calibrate(x)
-    out = quantizer(x).levels.detach()
-    codec = build_seam(seam).image.up
-    assert torch.equal(codec.decode(codec.encode(out), out.shape), out)
+    sender.calibrate(x)
+    out = sender(x).levels.detach()
+    assert torch.equal(sender.codec(0).decode(sender.codec(0).encode(out), out.shape), out)

@@ -89,8 +89,6 @@ class Pair:
 
 def _run(words: list[str], folder: Path, side: Side) -> None:
     """In a process of its own: what `bitseam WORDS` does."""
-    # The fork server is that of the whole test process, and where a test has had workers, it holds these off.
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM, signal.SIGHUP))
     out = os.open(folder / f"{side}.out", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(out, 1)
     os.dup2(out, 2)

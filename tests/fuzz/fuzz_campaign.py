@@ -18,7 +18,7 @@ import sys
 import time
 import traceback
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -162,6 +162,47 @@ def forget_peak() -> None:
         _STATUS.with_name("clear_refs").write_text("5")
 
 
+def command(
+    description: str | None,
+    inputs: int,
+    fuzz: Callable[[int, int, Callable[[Target], bool]], Iterator[Report]],
+    rows: Callable[[Report, float], dict[str, Any]],
+    folder: Path,
+) -> None:
+    """A command line. fuzz: inputs, seed, which targets -> reports; rows: report, seconds -> what is written."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--inputs", type=int, default=inputs)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", nargs="*", help="targets; all by default")
+    options = parser.parse_args()
+    start, report = time.perf_counter(), Report(options.seed)
+    for report in fuzz(options.inputs, options.seed, lambda target: not options.only or target.name in options.only):
+        rate = report.inputs / (time.perf_counter() - start)
+        print(f"{report.inputs} inputs, {rate:.0f} a second, {sorted(report.found)}", flush=True)
+    keep(report, folder)
+    text = json.dumps(rows(report, time.perf_counter() - start), indent=1)
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    options.out.write_text(text + "\n")
+    print(text)
+    sys.exit(not report.held)
+
+
+def summary(report: Report, seconds: float) -> dict[str, Any]:
+    """What is written of a campaign."""
+    names = ("inputs", "refused", "undocumented_errors", "slow", "over_memory", "peak_growth_bytes", "slowest_target")
+    return {name: getattr(report, name) for name in names} | {
+        "seed": report.seed,
+        "seconds": round(seconds, 1),
+        "slowest_seconds": round(report.slowest_seconds, 4),
+        "peak_memory_bytes": peak_bytes(),
+        "limits": {"seconds": SECONDS, "growth_bytes": MEMORY},
+        "by_target": dict(report.by_target),
+        "places_of_refusal": len(report.places),
+        "found": sorted(report.found),
+    }
+
+
 def _place(error: BaseException) -> str:
     while error.__cause__ is not None:
         error = error.__cause__
@@ -170,36 +211,10 @@ def _place(error: BaseException) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("out", type=Path)
-    parser.add_argument("--inputs", type=int, default=1_000_000)
-    parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args()
-    start = time.perf_counter()
-    report = Report(options.seed)
-    for report in campaign(options.inputs, options.seed):
-        rate = report.inputs / (time.perf_counter() - start)
-        print(f"{report.inputs} inputs, {rate:.0f} a second, {len(report.found)} found", flush=True)
-    keep(report)
-    rows: dict[str, Any] = {
-        name: getattr(report, name)
-        for name in ("inputs", "refused", "undocumented_errors", "slow", "over_memory", "peak_growth_bytes")
-    }
-    rows |= {
-        "seeds": [report.seed],
-        "seconds": round(time.perf_counter() - start, 1),
-        "slowest_seconds": round(report.slowest_seconds, 4),
-        "slowest_target": report.slowest_target,
-        "peak_memory_bytes": peak_bytes(),
-        "limits": {"seconds": SECONDS, "growth_bytes": MEMORY},
-        "by_target": dict(report.by_target),
-        "places_of_refusal": len(report.places),
-        "found": sorted(report.found),
-    }
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(rows, indent=1) + "\n")
-    print(json.dumps(rows, indent=1))
-    sys.exit(not report.held)
+    def fuzz(inputs: int, seed: int, chosen: Callable[[Target], bool]) -> Iterator[Report]:
+        return campaign(inputs, seed, list(filter(chosen, targets())))
+
+    command(__doc__, 1_000_000, fuzz, summary, FOUND)
 
 
 if __name__ == "__main__":

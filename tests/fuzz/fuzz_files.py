@@ -7,9 +7,7 @@ a find, kept like the others; a new one goes on.
 
 from __future__ import annotations
 
-import argparse
 import faulthandler
-import json
 import mmap
 import multiprocessing
 import os
@@ -19,7 +17,6 @@ import struct
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields, replace
 from functools import partial
@@ -32,7 +29,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 sys.path.insert(0, str(Path(__file__).parent))
 import fuzz_campaign
 from file_targets import ROOT, file_targets
-from fuzz_campaign import FOUND, Report, campaign, keep, replay
+from fuzz_campaign import FOUND, Report, campaign, command, replay
 from fuzz_targets import Target
 
 SECONDS, MEMORY, HANG = 10, 2**30, 20
@@ -150,54 +147,28 @@ def _absorb(total: Report, part: Report) -> None:
 
 
 def summary(report: Report, seconds: float) -> dict[str, Any]:
-    """What is written of a campaign."""
+    """What is written of a campaign, with the commit, for this report is kept with the sources."""
     refused = dict.fromkeys(report.by_target, 0)
     for place, count in report.places.items():
         refused[place.partition(": ")[0]] += count
     commit = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout
-    return {
-        "inputs": report.inputs,
-        "refused": report.refused,
-        "undocumented_errors": report.undocumented_errors,
-        "slow": report.slow,
-        "over_memory": report.over_memory,
+    rows = fuzz_campaign.summary(report, seconds) | {
         "by_target": {
             name: {"inputs": count, "refused": refused[name], "worked": count - refused[name]}
             for name, count in sorted(report.by_target.items())
         },
-        "slowest_seconds": round(report.slowest_seconds, 3),
-        "slowest_target": report.slowest_target,
-        "peak_growth_bytes": report.peak_growth_bytes,
         "limits": {"seconds": SECONDS, "growth_bytes": MEMORY},
-        "places_of_refusal": len(report.places),
-        "found": sorted(report.found),
-        "seed": report.seed,
-        "seconds": round(seconds, 1),
         "commit": commit.strip(),
     }
+    del rows["peak_memory_bytes"]  # of this process, which examines nothing
+    return rows
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("out", type=Path)
-    parser.add_argument("--inputs", type=int, default=200_000)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", nargs="*", help="targets; all by default")
-    options = parser.parse_args()
-    start, report = time.perf_counter(), Report(options.seed)
+    def fuzz(inputs: int, seed: int, chosen: Callable[[Target], bool]) -> Iterator[Report]:
+        return file_campaign(inputs, seed, lambda folder: list(filter(chosen, file_targets(folder))))
 
-    def make(folder: Path) -> list[Target]:
-        return [t for t in file_targets(folder) if not options.only or t.name in options.only]
-
-    for report in file_campaign(options.inputs, options.seed, make):
-        rate = report.inputs / (time.perf_counter() - start)
-        print(f"{report.inputs} inputs, {rate:.0f} a second, {sorted(report.found)}", flush=True)
-    keep(report, FOUND_FILES)
-    rows = summary(report, time.perf_counter() - start)
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(rows, indent=1) + "\n")
-    print(json.dumps(rows, indent=1))
-    sys.exit(not report.held)
+    command(__doc__, 200_000, fuzz, summary, FOUND_FILES)
 
 
 if __name__ == "__main__":

@@ -112,16 +112,19 @@ def _frames() -> Target:
 
 
 def _messages() -> Iterator[Any]:
-    text = pb.Text(sequences=3, tokens=40, symbols=bytes(30), codes=pb.Coded(shape=[30, 8], payload=bytes(60)))
-    image = pb.Coded(shape=[2, 16, 8], payload=bytes(64))
-    news = pb.Calibrate(
-        image=pb.Statistics(mean=bytes(32), std=bytes(32), tables=bytes(64)),
-        text=pb.Statistics(tables=bytes(64)),
-        dictionary=bytes(30),
-    )
-    yield pb.Forward(step=1, micro=3, text=text, image=image, statistics=news)
-    yield pb.Backward(step=1, micro=2, loss=3.5, answer_tokens=9, image=image, text=text.codes, stopping=True)
-    yield pb.Ask(text=text, image=image, max_new_tokens=100)
+    text = pb.Text(sequences=3, tokens=40, symbols=bytes(30))
+    streams = [
+        pb.Coded(shape=[2, 16, 8], payload=bytes(64)),
+        pb.Coded(stream=1, shape=[30, 8], payload=bytes(60), rate=1),
+    ]
+    told = [
+        pb.Statistics(mean=bytes(32), std=bytes(32), tables=[pb.Tables(frequencies=bytes(64))]),
+        pb.Statistics(stream=1, tables=[pb.Tables(frequencies=bytes(64)), pb.Tables(rate=1, frequencies=bytes(64))]),
+    ]
+    news = pb.Calibrate(streams=told, dictionary=bytes(30))
+    yield pb.Forward(step=1, micro=3, text=text, streams=streams, news=news)
+    yield pb.Backward(step=1, micro=2, loss=3.5, answer_tokens=9, streams=streams, stopping=True)
+    yield pb.Ask(text=text, streams=streams, max_new_tokens=100)
     yield pb.Hello(
         version=1, purpose=pb.ASK, terms={f"term {i}": "x" * i for i in range(20)}, run=bytes(16), steps=[1, 2, 300]
     )
@@ -159,13 +162,14 @@ def _shapes() -> Target:
         listener = pair_at(State.STEPPING, LIMITS)[0]
         message = listener.receive(raw)
         if isinstance(message, pb.Backward):
-            _decoded(codecs[variant], message.image.payload, tuple(message.image.shape))
+            for coded in message.streams:
+                _decoded(codecs[variant], coded.payload, tuple(coded.shape))
 
     seeds = []
     for variant, codec in enumerate(codecs):
         for shape in SHAPES:
             image = pb.Coded(shape=shape, payload=codec.encode(torch.randn(shape)))
-            seeds.append((variant, wrap(pb.Backward(step=1, micro=2, image=image))))
+            seeds.append((variant, wrap(pb.Backward(step=1, micro=2, streams=[image]))))
     mutations = (mutate_bytes, partial(mutate_message, kind=pb.Envelope))
     return Target("shapes", len(codecs), seeds, run, (WireError, CodecError), mutations)
 
@@ -219,7 +223,7 @@ def _text() -> Target:
             return
         if message.sequences > LIMITS.batch or message.tokens > LIMITS.tokens:
             return  # refused by the message's checks
-        text = read_text(message, vocabulary, KNOWN)
+        text = read_text(message, vocabulary, KNOWN, hidden=variant % 2 == 1)
         assert len(text.ids) == len(text.answers) == int(text.lengths.sum()) == message.tokens
         assert len(text.lengths) == len(text.image) == len(text.image_at) == message.sequences
         assert (text.image_at <= text.lengths).all()
@@ -241,8 +245,7 @@ def _batch(lengths: list[int], vocabulary: int, hidden: bool) -> bytes:
         image=torch.arange(len(lengths)) // 2,
         answers=torch.arange(count) % 7 > 4,
     )
-    codes = pb.Coded(shape=[1, 1]) if hidden else None
-    return text_message(text, vocabulary, KNOWN, codes).SerializeToString(deterministic=True)
+    return text_message(text, vocabulary, KNOWN, hidden).SerializeToString(deterministic=True)
 
 
 def _pieces() -> Target:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from random import Random
+from typing import TypeVar
 
 from fuzz_mutation import mutate_bytes
 
+Kind = TypeVar("Kind", int, bytes)
 _SIZES = (0, 1, 2, 3, 7, 8, 9, 255, 256, 257, 4096, 16383, 2**15, 65535, 2**16, 2**20, 2**24, 2**31, 2**32 - 1)
 
 
@@ -66,6 +68,18 @@ def _png_chunks(raw: bytes) -> Iterator[tuple[bytes, bytes]]:
         at += 12 + size
 
 
+def _change_one(parts: list[tuple[Kind, bytes]], rng: Random, kinds: Sequence[Kind]) -> None:
+    """Of parts with their kinds, one left out, put in again as one of `kinds` or its own, or changed."""
+    pick, how = rng.randrange(len(parts)), rng.randrange(5)
+    kind, body = parts[pick]
+    if how == 0:
+        del parts[pick]
+    elif how == 1:
+        parts.insert(rng.randrange(len(parts) + 1), (rng.choice((kind, *kinds)), body))
+    else:
+        parts[pick] = kind, (mutate_header if how == 2 else mutate_bytes)(body, rng)
+
+
 def mutate_jpeg(raw: bytes, rng: Random, variant: int = 0) -> bytes:
     """One segment changed, doubled or left out, with a length that is mostly right."""
     segments, at = [], 2
@@ -75,14 +89,7 @@ def mutate_jpeg(raw: bytes, rng: Random, variant: int = 0) -> bytes:
         at += 2 + size
     if not segments:
         return mutate_bytes(raw, rng)
-    pick, how = rng.randrange(len(segments)), rng.randrange(5)
-    marker, body = segments[pick]
-    if how == 0:
-        del segments[pick]
-    elif how == 1:
-        segments.insert(pick, (rng.choice((marker, 0xC0, 0xC2, 0xC9, 0xDD, 0xE1, 0xEE)), body))
-    else:
-        segments[pick] = marker, (mutate_header if how == 2 else mutate_bytes)(body, rng)
+    _change_one(segments, rng, (0xC0, 0xC2, 0xC9, 0xDD, 0xE1, 0xEE))
     out = b"".join(
         bytes([0xFF, m]) + struct.pack(">H", (len(b) + 2 + (rng.random() < 0.03)) % 65536) + b for m, b in segments
     )
@@ -125,15 +132,7 @@ def mutate_riff(raw: bytes, rng: Random, variant: int = 0) -> bytes:
         at += 8 + size + size % 2
     if not chunks:
         return mutate_bytes(raw, rng)
-    pick, how = rng.randrange(len(chunks)), rng.randrange(5)
-    if how == 0:
-        del chunks[pick]
-    elif how == 1:
-        chunks.insert(
-            rng.randrange(len(chunks) + 1), (rng.choice((chunks[pick][0], b"ANMF", b"ALPH")), chunks[pick][1])
-        )
-    else:
-        chunks[pick] = chunks[pick][0], (mutate_header if how == 2 else mutate_bytes)(chunks[pick][1], rng)
+    _change_one(chunks, rng, (b"ANMF", b"ALPH"))
     body = b"WEBP" + b"".join(k + struct.pack("<I", len(b)) + b + bytes(len(b) % 2) for k, b in chunks)
     return b"RIFF" + struct.pack("<I", len(body)) + body
 

@@ -22,6 +22,7 @@ from typing import Any
 import grpc
 import torch
 from conftest import Tiny
+from tiny_run import write_tiny_run
 from torch import Tensor
 
 from bitseam import config
@@ -35,33 +36,20 @@ from bitseam.sessions.server import ServerSession
 from bitseam.sessions.terms import terms
 from bitseam.text.batch import TextBatch
 from bitseam.text.prompts import Prompter
-from bitseam.transport import Channel, Tls, connect, make_certificates, memory_pair
+from bitseam.transport import Channel, Tls, connect, memory_pair, split_address
+from bitseam.transport.authority import add_client
 from bitseam.transport.flow import Assembly, pieces
 from bitseam.wire import VERSION, Limits
 from bitseam.wire import messages_pb2 as pb
 
+# Laid over the recipe of `tiny_run`.
 RECIPE = """
-name = "tiny"
-device = "cpu"
-threads = 1
-out = "{folder}/{side}"
-[client]
-checkpoint = "{tiny.vision}"
-image_size = 56
-merge = 2
-[server]
-checkpoint = "{tiny.language}"
-tune = "full"
 [seam]
-width = 32
 max_tokens = 64
-image_up = {{coding = "entropy", groups = 2}}
+[streams.image]
+codec = {id = "entropy-uniform", groups = 2}
 [text]
-tokenizer = "{tiny.tokenizer}"
-prompt = "what {{image}} {{question}}"
 max_tokens = 32
-[data]
-train = "{folder}/none.jsonl"
 [train]
 steps = 10000
 batch = 2
@@ -69,8 +57,6 @@ accumulate = 2
 clients = 2
 checkpoint_every = 10000
 [network]
-address = "localhost:{port}"
-certificates = "{folder}/certs"
 metrics = ""
 hello_seconds = 2
 idle_seconds = 4
@@ -89,8 +75,8 @@ class Honest:
         self.prompter = Prompter(recipe.text)
         self.losses: list[float] = []
         self._stepper = Stepper(self.model, recipe.client.rate, recipe.train)
-        self.session = ClientSession(self.model, build_seam(recipe.seam), dial, self.prompter.vocabulary, patience=20)
-        self.terms = terms(recipe, self.prompter.vocabulary, self.prompter.fingerprint, None)
+        self.session = ClientSession(self.model, dial, self.prompter.vocabulary, patience=20)
+        self.terms = terms(recipe, self.model.senders(), self.prompter)
         self.session.open(self.terms, True)
         self.session.calibrate(*self._draw(0))
 
@@ -98,7 +84,7 @@ class Honest:
         for micro in range(2):
             number = len(self.losses)
             features, text = self._draw(number + 1)
-            part = self.session.step(self.session.reached + 1, micro, micro == 1, features, text, 0.25)
+            part = self.session.step(self.session.reached + 1, micro, micro == 1, features, text)
             self.losses.append(part.loss)
         self._stepper.step(4)
 
@@ -110,10 +96,10 @@ class Honest:
 class Server:
     """The process of `bitseam serve`, and what the kernel says of its memory."""
 
-    def __init__(self, recipe: Path, log: Path) -> None:
+    def __init__(self, log: Path, *words: str) -> None:
         self.log = log
         with log.open("wb") as out:
-            command = [sys.executable, "-m", "bitseam.cli.main", "serve", str(recipe)]
+            command = [sys.executable, "-m", "bitseam.cli.main", "serve", *words]
             self.process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env=dict(os.environ))
 
     def peak_bytes(self) -> int:
@@ -220,27 +206,25 @@ class Arena:
     """The server, the honest client with its undisturbed double, and ways in for a hostile one."""
 
     def __init__(self, folder: Path, tiny: Tiny) -> None:
-        with socket.socket() as probe:
-            probe.bind(("localhost", 0))
-            port = probe.getsockname()[1]
-        make_certificates(folder / "certs", clients=("client", "mallory"))
-        for side in ("run", "double"):
-            path = folder / f"{side}.toml"
-            path.write_text(RECIPE.format(folder=folder, tiny=tiny, port=port, side=side))
-        recipe = config.load_recipe(folder / "run.toml")
-        self.address, self.port = recipe.network.address, port
-        self.server = Server(folder / "run.toml", folder / "server.log")
+        path, plan = write_tiny_run(folder, tiny), folder / "hostile.toml"
+        add_client(folder / "certs", "mallory")
+        plan.write_text(RECIPE)
+        recipe = config.load_recipe(path, plan=plan)
+        self.address = recipe.network.address
+        _, self.port = split_address(self.address)
+        self.server = Server(folder / "server.log", str(path), "--plan", str(plan))
         names = ("ca.pem", "mallory.pem", "mallory.key")
         self.tls = Tls(*(folder / "certs" / name for name in names))
         self._raws: list[Raw] = []
-        self._double = ServerParty(config.load_recipe(folder / "double.toml", {"network.idle_seconds": 1e6}), str)
+        apart = {"out": str(folder / "double"), "network.idle_seconds": 1e6}
+        self._double = ServerParty(config.load_recipe(path, apart, plan), str)
         tls = Tls.from_folder(folder / "certs", "client")
         self.undisturbed = Honest(recipe, self._dial_double)
         self.honest_dial = partial(connect, self.address, tls)
         self._wait()
         self.honest = Honest(recipe, self.honest_dial)
         self.limits: Limits = self._double.limits
-        self.seam, self.terms = self._double.seam, self.honest.terms
+        self.codec, self.terms = self._double.model.receivers()["image"].codec(0), self.honest.terms
         self.withstand(lambda arena: None)
         self.largest()
         self.bound = self.server.peak_bytes() + held_bytes(self.limits, SESSIONS)

@@ -1,9 +1,10 @@
-"""Each case of `hostile_cases` against a real server, while an honest client trains with it."""
+"""Each case of `hostile_cases` and `hostile_links` against a real server, while an honest client trains with it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
+import hostile_links  # noqa: F401 - it adds its cases
 import pytest
 from arena import Arena
 from conftest import Tiny

@@ -7,32 +7,14 @@ from typing import Any
 
 import pytest
 import torch
-import transformers
-from conftest import WORDS, Tiny
+from conftest import Tiny
+from small_models import saved
 
 from bitseam import config
 from bitseam.errors import ModelError
 from bitseam.models.language.half import load_language_half
 
-SMALL: dict[str, Any] = {
-    "vocab_size": len(WORDS),
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "pad_token_id": 0,
-}
 SMALL_EXPERTS: dict[str, Any] = {"num_local_experts": 4, "num_experts": 4, "num_experts_per_tok": 2, "state_size": 8}
-
-
-def saved(folder: Path, kind: str, **settings: Any) -> str:
-    """A tiny language model of one of transformers' configurations."""
-    torch.manual_seed(0)
-    cfg = getattr(transformers, kind)(**{**SMALL, **settings})
-    transformers.AutoModelForCausalLM.from_config(cfg).save_pretrained(folder)
-    return str(folder)
-
 
 ADAPTED = {  # layers that get adapters by default
     "LlamaConfig": {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"},

@@ -58,7 +58,7 @@ def answers(tiny: Tiny, folder: str, ways: Ways, end: int = 2, streamer: Any = N
 
 def ask(model: ServerModel, recipe: Any, end: int = 2, streamer: Any = None) -> torch.Tensor:
     image = torch.randn(3, 4, WIDTH, generator=torch.Generator().manual_seed(2)) * 3
-    return model.generate(Prompter(recipe.text).batch(QUESTIONS), image, None, NEW, end, streamer)
+    return model.generate(Prompter(recipe.text).batch(QUESTIONS), {"image": image}, NEW, end, streamer)
 
 
 @pytest.fixture
@@ -196,5 +196,5 @@ def test_M8_adapters_on_a_tied_embedding_or_head_merge(tiny: Tiny, tmp_path: Pat
     )
     whole = BitseamModel.from_pretrained(tmp_path / "merged").eval()
     text, image = Prompter(recipe.text).batch(["is this a cat ?"], ["yes"]), torch.randn(1, 2, WIDTH)
-    split = server.eval().answer_logits(text, image)[0]
-    torch.testing.assert_close(whole.server.answer_logits(text, image)[0], split, rtol=1e-4, atol=1e-5)
+    split = server.eval().answer_logits(text, {"image": image})[0]
+    torch.testing.assert_close(whole.server.answer_logits(text, {"image": image})[0], split, rtol=1e-4, atol=1e-5)

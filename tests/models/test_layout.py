@@ -49,7 +49,7 @@ def model_of(tiny: Tiny) -> ServerModel:
     recipe = make_recipe(
         tiny, streams__image={"quantizer": "none", "codec": "fp32"}, streams__image__gradient__id="fp32"
     )
-    return ServerModel(load_language_half(recipe.server), recipe.seam).eval()
+    return ServerModel(load_language_half(recipe.server), recipe).eval()
 
 
 def images(text: TextBatch) -> torch.Tensor:
@@ -86,7 +86,7 @@ def test_D1_a_batch_is_the_sum_of_its_rows(tiny: Tiny, text: TextBatch, known: b
             return [loss, torch.zeros_like(image), torch.zeros_like(embedding)]
         return [loss, *torch.autograd.grad(loss, [image, embedding], materialize_grads=True)]
 
-    logits = model.logits(text, *model.embed(text, image, None), ways, known)
+    logits = model.logits(text, *model.embed(text, {"image": image}), ways, known)
     ours = figures(cross_entropy(logits, text.ids[text.answers], reduction="sum"))
     for one, other in zip(ours, figures(sum_of_rows(model, text, image)), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
@@ -102,7 +102,7 @@ def test_D1_answers_directly_behind_an_image_that_questions_share(tiny: Tiny, pr
     text = prompter.batch(["cat ?", "cat ?", "", "dog ?"], ["yes", "no", "a red cat", ""], "aaab")
     image = images(text)
     alone = sum_of_rows(model, text, image)
-    torch.testing.assert_close(model.loss(text, image), alone, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(model.loss(text, {"image": image}), alone, rtol=1e-5, atol=1e-5)
 
 
 def test_D1_the_place_that_predicts_the_first_token_behind_a_shared_image() -> None:

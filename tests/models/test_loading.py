@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import transformers
 from conftest import WORDS, Tiny, make_recipe
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from small_models import saved
 
 from bitseam import config
 from bitseam.errors import ModelError
@@ -29,24 +31,6 @@ from bitseam.runs.checkpoint import (
     save_server,
 )
 from bitseam.text.prompts import Prompter
-
-SMALL: dict[str, Any] = {
-    "vocab_size": len(WORDS),
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "pad_token_id": 0,
-}
-
-
-def saved(folder: Path, kind: str, **settings: Any) -> str:
-    """A tiny language model of one of transformers' configurations."""
-    torch.manual_seed(0)
-    cfg = getattr(transformers, kind)(**{**SMALL, **settings})
-    transformers.AutoModelForCausalLM.from_config(cfg).save_pretrained(folder)
-    return str(folder)
 
 
 def without(folder: str, *keys: str) -> None:
@@ -216,26 +200,26 @@ def test_M6_no_other_tensor_is_read(tiny: Tiny, monkeypatch: pytest.MonkeyPatch)
 
 def test_M6_prompts_as_codes_train_as_prompts_as_ids(tiny: Tiny, tmp_path: Path) -> None:
     folder = saved(tmp_path / "gemma", "Gemma3TextConfig", head_dim=8, sliding_window=64)
-    exact = {"quantizer": "fp32"}
+    exact = {"quantizer": "none", "codec": "fp32"}
     recipe = make_recipe(
         tiny,
         server__checkpoint=folder,
-        seam__text="codes",
         streams__text=exact,
         streams__image=exact,
     )
     client, server = build_client(recipe, str), build_server(recipe, str)
     text = Prompter(recipe.text).batch(["is this a cat ?", "dog ?"], ["yes", "no"])
     image = torch.randn(2, 4, 32)
-    prompt = client.text(text)
-    assert prompt is not None
-    torch.testing.assert_close(server.loss(text, image, prompt.levels), server.loss(text, image))
+    embeddings = server.language.embed(text.ids[~text.answers])
+    prompt = client.senders()["text"](client.embedding(text.ids[~text.answers])).levels
+    assert torch.equal(prompt, embeddings)
+    plain = build_server(replace(recipe, streams={"image": recipe.streams["image"]}), str)
+    coded, known = server.loss(text, {"image": image, "text": prompt}), plain.loss(text, {"image": image})
+    torch.testing.assert_close(coded, known)
     save_client(client, recipe, Identity("", 0), tmp_path / "out")
     assert not any("embedding" in name for name in load_file(tmp_path / "out/client/step-000000/model.safetensors"))
     again, _, _ = load_client(tmp_path / "out/client/step-000000", str)
-    levels = again.text(text)
-    assert levels is not None
-    assert torch.equal(levels.levels, prompt.levels)
+    assert torch.equal(again.senders()["text"](again.embedding(text.ids[~text.answers])).levels, prompt)
 
 
 def test_M11_an_adapter_that_lacks_a_tensor(tiny: Tiny, tmp_path: Path) -> None:

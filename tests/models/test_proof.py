@@ -78,7 +78,7 @@ def test_M12_is_refused_without_a_proof_too_and_may_answer(equality: Any, tiny: 
     model = build_server(recipe, str)
     text, image = equality.batch(equality.QUESTIONS["alone"], 32, answers=True)
     with pytest.raises(ModelError, match=r"output_router_logits is true.*set it to false"):
-        model.loss(text, image)
+        model.loss(text, {"image": image})
     assert prove(model, recipe, training=False).differences["answers"] <= TOLERANCES["answers"]
 
 

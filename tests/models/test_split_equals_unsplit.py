@@ -53,9 +53,9 @@ def test_llava_checkpoint(tiny: Tiny, images_first: bool, images: str) -> None:
     pixels = torch.randn(len(set(images)), 3, 28, 28, generator=torch.Generator().manual_seed(1))
     tokens = client.vision.tokens
 
-    levels = client.image(client.vision.features(pixels)).levels
-    logits, ids = server.answer_logits(text, levels)
-    loss = server.loss(text, levels) / len(ids)
+    levels = client.senders()["image"](client.vision(client.vision.features(pixels))).levels
+    logits, ids = server.answer_logits(text, {"image": levels})
+    loss = server.loss(text, {"image": levels}) / len(ids)
     loss.backward()
 
     input_ids, mask, labels = padded(text, tokens)
@@ -114,8 +114,8 @@ def test_generation_with_padding_equals_one_by_one(tiny: Tiny) -> None:
     questions = ["is this a cat ?", "dog ?", "what is there red blue ?"]
     pixels = torch.randn(3, 3, 56, 56, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
-        levels = client.image(client.vision.features(pixels)).levels
-        together = server.generate(prompter.batch(questions), levels, None, 5, prompter.end)
+        levels = client.senders()["image"](client.vision(client.vision.features(pixels))).levels
+        together = server.generate(prompter.batch(questions), {"image": levels}, 5, prompter.end)
         for i, question in enumerate(questions):
-            alone = server.generate(prompter.batch([question]), levels[i : i + 1], None, 5, prompter.end)[0]
+            alone = server.generate(prompter.batch([question]), {"image": levels[i : i + 1]}, 5, prompter.end)[0]
             assert prompter.decode(alone.tolist()) == prompter.decode(together[i].tolist())

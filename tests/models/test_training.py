@@ -165,8 +165,8 @@ def test_M7_a_frozen_language_model_says_the_same_in_training(tune: str, tiny: T
     text = Prompter(recipe.text).batch(["what is this ?"], ["yes"])
     image = torch.randn(1, 4, 32)
     torch.manual_seed(0)
-    due = server.eval().loss(text, image)
-    losses = {server.train().loss(text, image).item() for _ in range(3)}
+    due = server.eval().loss(text, {"image": image})
+    losses = {server.train().loss(text, {"image": image}).item() for _ in range(3)}
     assert (losses == {due.item()}) == (tune != "full")
 
 
@@ -180,6 +180,6 @@ def test_M7_adapters_keep_their_own_dropout(tiny: Tiny) -> None:
     text = Prompter(recipe.text).batch(["what is this ?"], ["yes"])
     image = torch.randn(1, 4, 32)
     server.train()
-    assert len({server.loss(text, image).item() for _ in range(3)}) == 3
+    assert len({server.loss(text, {"image": image}).item() for _ in range(3)}) == 3
     server.eval()
-    assert len({server.loss(text, image).item() for _ in range(3)}) == 1
+    assert len({server.loss(text, {"image": image}).item() for _ in range(3)}) == 1

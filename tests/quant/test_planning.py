@@ -160,11 +160,34 @@ def test_differential_entropy_of_known_densities() -> None:
         differential_entropy(torch.zeros(1, 3))
 
 
+@pytest.mark.parametrize(("count", "apart"), [(2, 1), (3, 1), (26, 1), (64, 2), (1000, 5)])
+def test_differential_entropy_of_even_spacings(count: int, apart: int) -> None:
+    # Vasicek's spacings over `apart` values, and digamma of whole numbers: H(n) - H(apart - 1) of harmonic numbers.
+    z = 0.25 * torch.arange(count, dtype=torch.float64).flip(0)[:, None]
+    harmonic = sum(1 / n for n in range(apart, count + 1))
+    assert differential_entropy(z).item() == pytest.approx((math.log(0.25 * apart) + harmonic) / math.log(2))
+
+
+def test_a_constant_has_no_differential_entropy() -> None:
+    assert differential_entropy(torch.ones(50, 1)).item() == -math.inf
+
+
 def test_bounds() -> None:
     variance, distortion = torch.tensor([1.0, 1.0, 4.0]), torch.tensor([0.25, 2.0, 0.25])
     assert gaussian_rate(variance, distortion).tolist() == [1, 0, 2]
     gaussian = 0.5 * torch.log2(2 * math.pi * math.e * variance)
     torch.testing.assert_close(shannon_lower_bound(gaussian, distortion), torch.tensor([1.0, 0, 2]))
+
+
+def test_crossing_stops_when_it_is_near() -> None:
+    asked = []
+    assert crossing(lambda x: asked.append(x) or x, 1.0, 0.5, 2.0, 0.1) == 1.0
+    assert asked == [0.5, 2.0, 1.0]
+
+
+def test_crossing_at_an_end() -> None:
+    for target in (1.0, 4.0):
+        assert crossing(lambda x: x**2, target, 1.0, 2.0, 1e-9) ** 2 == pytest.approx(target)
 
 
 def test_crossing() -> None:

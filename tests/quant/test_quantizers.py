@@ -84,6 +84,20 @@ def test_what_is_projected_is_what_is_calibrated_to(kind: type[RDFSQ]) -> None:
     torch.testing.assert_close(quantizer.statistics()[0], z.flatten(0, 1).mean(0))
 
 
+@pytest.mark.parametrize("make", [rd_fsq, rate_fsq])
+def test_what_is_projected_and_calibrated_to_is_in_float32(make: Callable[[], RDFSQ | RateFSQ]) -> None:
+    quantizer, x = make(), features().bfloat16()
+    plain = quantizer.projected(x.float())
+    quantizer.calibrate(x.float())
+    due = quantizer.statistics()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(quantizer.projected(x), plain)
+        quantizer.calibrate(x)
+    assert all(torch.equal(told, right) for told, right in zip(quantizer.statistics(), due, strict=True))
+    with pytest.raises(CodecError, match="width 8"):
+        quantizer.projected(torch.zeros(2, 7))
+
+
 def test_levels_are_the_table_to_the_last_bit() -> None:
     out = rd_fsq(levels=5, clip=1.7).train()(features())
     assert torch.isin(out.levels, level_values(5, 1.7)).all()
@@ -123,6 +137,37 @@ def test_an_image_is_coded_alike_whatever_its_neighbours(kind: type[RDFSQ]) -> N
         codes.append(quantizer(batch).levels[0])
     assert torch.equal(codes[0], codes[1])
     assert torch.equal(codes[0], codes[2])
+
+
+@per_channel
+def test_statistics_rest_once_frozen(kind: type[RDFSQ]) -> None:
+    quantizer = rd_fsq(kind=kind).train()
+    assert quantizer.normalise.momentum == 0.1
+    quantizer.freeze()
+    before = {name: value.clone() for name, value in quantizer.state_dict().items()}
+    quantizer(features(seed=7) * 10 + 3)
+    assert all(torch.equal(value, before[name]) for name, value in quantizer.state_dict().items())
+
+
+def test_the_papers_variant_is_three_deviations_of_the_batch() -> None:
+    quantizer, x = tensor_rd_fsq(), features().requires_grad_()
+    out = quantizer(x)
+    z = (x @ quantizer.project.weight.T + quantizer.project.bias).detach()
+    unit = (z - z.mean()) / (3 * z.std(correction=0))
+    table = level_values(4, 1.0)
+    assert torch.equal(out.levels, table[(unit[..., None] - table).abs().argmin(-1)])
+    weight = torch.randn(out.levels.shape, generator=torch.Generator().manual_seed(1))
+    (out.levels * weight).sum().backward()  # by z, the statistics held constant
+    inside = torch.where(unit.abs() <= 1, weight / (3 * z.std(correction=0)), 0)
+    torch.testing.assert_close(x.grad, inside @ quantizer.project.weight.detach())
+
+
+def test_the_papers_variant_of_equal_features_is_in_the_middle() -> None:
+    quantizer = TensorRDFSQ(2, 2, 5)
+    with torch.no_grad():
+        quantizer.project.weight.copy_(torch.eye(2))
+        quantizer.project.bias.zero_()
+    assert (quantizer(torch.full((4, 2), 3.0)).levels == 0).all()
 
 
 def test_the_papers_variant_breaks_that() -> None:
@@ -183,14 +228,38 @@ def test_projection_of_fewer_channels_is_the_orthogonal_projection() -> None:
     torch.testing.assert_close(projection(quantizer(x).levels), x @ basis.T @ basis, atol=2e-2, rtol=0)
 
 
+@pytest.mark.parametrize("rotated", [False, True])
+def test_projection_is_of_levels_turned_spread_and_moved(rotated: bool) -> None:
+    projection = LevelProjection(3, 4, rotated)
+    due = {"weight", "bias", "mean", "std"} | ({"rotation"} if rotated else set())
+    assert projection.state_dict().keys() == due
+    generator = torch.Generator().manual_seed(0)
+    levels, mean = torch.randn(2, 3, generator=generator), torch.randn(3, generator=generator)
+    std, turn = torch.tensor([0.5, 2.0, 3.0]), torch.randint(-127, 128, (3, 3), generator=generator).to(torch.int8)
+    torch.testing.assert_close(projection(levels), levels @ semi_orthogonal(3, 4))  # fresh
+    projection.calibrate(mean, std)
+    if rotated:
+        projection.rotate(turn)
+    with torch.no_grad():
+        projection.bias.copy_(torch.arange(4.0))
+    spread = levels * std @ (turn.float() / 127 if rotated else torch.eye(3)).T + mean
+    torch.testing.assert_close(projection(levels), spread @ semi_orthogonal(3, 4) + torch.arange(4.0))
+
+
 def test_projection_refuses_bad_statistics() -> None:
     projection, ones = LevelProjection(5, WIDTH), torch.ones(5)
     with pytest.raises(CodecError, match="std has shape"):
         projection.calibrate(ones, torch.ones(6))
     with pytest.raises(NonFiniteError, match="mean"):
         projection.calibrate(ones * float("nan"), ones)
-    with pytest.raises(CodecError, match="positive"):
-        projection.calibrate(ones, ones * 0)
+    for bad in (ones * 0, -ones, torch.tensor([1.0, 1, 1, 1, 0])):
+        with pytest.raises(CodecError, match="positive"):
+            projection.calibrate(ones, bad)
+    with pytest.raises(CodecError, match="mean has shape"):
+        projection.calibrate(torch.ones(1, 5), ones)
+    with pytest.raises(NonFiniteError, match="std"):
+        projection.calibrate(ones, ones * float("inf"))
+    assert projection.std.tolist() == [1] * 5
 
 
 def test_float32_is_the_identity() -> None:

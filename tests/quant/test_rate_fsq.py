@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from bitseam.codecs import EntropyUniform
-from bitseam.errors import CodecError
+from bitseam.errors import CodecError, NonFiniteError
 from bitseam.quant import LevelProjection, RateFSQ
 
 WIDTH, LEVELS, CLIP = 12, 31, 7.5  # a step of half a deviation
@@ -94,6 +94,74 @@ def test_wider_steps_take_fewer_bits() -> None:
     # A bit less for each component that is still heard.
     assert sizes[CLIP] - sizes[2 * CLIP] == pytest.approx(3 * 2000 / 8, rel=0.2)
     assert sizes[4 * CLIP] < sizes[2 * CLIP]
+
+
+def test_levels_are_those_of_the_components_and_their_gradient_ends_at_the_clip() -> None:
+    quantizer = calibrated(clip=1.0).eval()
+    x = features(seed=1).requires_grad_()
+    levels = quantizer(x).levels
+    mean, scale = quantizer.statistics()
+    assert scale.shape == (WIDTH,)
+    turn = quantizer.rotation().float() / 127
+    components = ((x - mean) @ turn / scale).detach()
+    table = torch.linspace(-1, 1, LEVELS)
+    nearest = table[(components[..., None] - table).abs().argmin(-1)]
+    torch.testing.assert_close(levels, nearest, rtol=0, atol=1e-6)
+    inside = components.abs() <= 1
+    assert 0.01 < (~inside).float().mean() < 0.5
+    weight = torch.randn(levels.shape, generator=torch.Generator().manual_seed(1))
+    levels.backward(weight)
+    torch.testing.assert_close(x.grad, (weight * inside / scale) @ turn.T, rtol=1e-4, atol=1e-5)
+
+
+def test_the_rate_is_the_price_of_the_levels_with_the_slope_between_them() -> None:
+    quantizer = RateFSQ(3, 3, 5, 2.0)
+    corners = torch.tensor([[3.0, 0, 0], [-3, 0, 0], [0, 2, 0], [0, -2, 0], [0, 0, 1], [0, 0, -1]])
+    quantizer.calibrate(corners)
+    prices = torch.tensor([[9.0, 4, 1, 2, 7], [5, 3, 1, 3.5, 8], [2, 2.5, 0.5, 6, 6.5]])
+    quantizer.use(2.0, prices[:, None].double())
+    steps = torch.tensor([[0.3, -1.7, 0.2], [-0.4, 0.9, -0.6], [1.6, 5.0, -7.0], [-1.2, -0.1, 1.999]])
+    scale, turn = quantizer.statistics()[1][0], quantizer.rotation().float() / 127
+    x = (steps * scale) @ turn.T
+    x.requires_grad_()
+    told = quantizer.eval()(x).distortion
+    nearest, channel = (steps.round().clamp(-2, 2) + 2).long(), torch.arange(3)
+    assert told.item() == pytest.approx(float(prices[channel, nearest].mean()))
+    told.backward()
+    below = (steps.floor().clamp(-2, 1) + 2).long()
+    slope = (prices[channel, below + 1] - prices[channel, below]) * (steps.abs() <= 2) / steps.numel()
+    # Steps are divided by their root mean square, which is held constant: nothing is left along them.
+    slope -= steps * (slope * steps).sum() / steps.square().sum()
+    torch.testing.assert_close(x.grad, (slope / scale) @ turn.T, rtol=1e-4, atol=1e-5)
+
+
+def test_what_is_in_use_goes_out_to_the_clip() -> None:
+    quantizer = calibrated()
+    assert quantizer.principal.step == pytest.approx(2 * CLIP / (LEVELS - 1))
+    quantizer.use(4.0, torch.zeros(WIDTH, 1, LEVELS))
+    assert quantizer.eval()(features() * 1e3).levels.abs().amax() == 4
+    for clip in (0.0, 2e6):
+        with pytest.raises(CodecError, match="clip"):
+            quantizer.use(clip, torch.zeros(WIDTH, 1, LEVELS))
+    assert quantizer.clip == 4.0
+
+
+def test_a_fresh_one_charges_nothing() -> None:
+    quantizer = RateFSQ(WIDTH, 5, LEVELS, CLIP)
+    quantizer.calibrate(features())
+    assert quantizer(features()).distortion == 0
+    assert quantizer(features(0)).distortion == 0  # and nothing for nothing
+    with pytest.raises(CodecError, match="not calibrated"):
+        RateFSQ(WIDTH, 5, LEVELS, CLIP).statistics()
+
+
+def test_projected_features_are_finite() -> None:
+    quantizer, x = calibrated(), features(5)
+    with torch.no_grad():
+        quantizer.project.weight[0, 0] = float("nan")
+    for refused in (quantizer, quantizer.projected, quantizer.calibrate):
+        with pytest.raises(NonFiniteError, match="projected features"):
+            refused(x)
 
 
 def test_rate_has_no_gradient_by_the_scale_of_the_features() -> None:

@@ -93,6 +93,56 @@ def test_uncalibrated_is_refused() -> None:
         ChannelStatistics(3, momentum=0.1)(batch(0))
 
 
+@pytest.mark.parametrize("momentum", [-0.01, 1.01, float("nan")])
+def test_momentum_out_of_range_is_refused(momentum: float) -> None:
+    with pytest.raises(CodecError, match="momentum"):
+        ChannelStatistics(3, momentum)
+
+
+@pytest.mark.parametrize("momentum", [0, 1])
+def test_momentum_may_forget_nothing_or_all(momentum: float) -> None:
+    statistics = ChannelStatistics(3, momentum).train()
+    statistics.calibrate(batch(0))
+    statistics(batch(1) + 5)
+    kept = batch(0) if momentum == 0 else batch(1) + 5
+    torch.testing.assert_close(statistics.running_mean, kept.reshape(-1, 3).mean(0))
+    torch.testing.assert_close(statistics.running_var, kept.reshape(-1, 3).var(0, correction=0))
+
+
+def test_one_token_counts_and_two_are_enough_to_calibrate() -> None:
+    statistics = ChannelStatistics(1, momentum=0.5).train()
+    statistics.calibrate(torch.tensor([[0.0], [2.0]], requires_grad=True))
+    assert (statistics.mean.item(), statistics.std.item()) == (1, 1)
+    statistics(torch.tensor([[5.0]]))
+    assert (statistics.running_mean.item(), statistics.running_var.item()) == (3, 0.5 + 4)
+    assert not any(buffer.requires_grad for buffer in statistics.buffers())
+
+
+@pytest.mark.parametrize(
+    ("mean", "std", "follows"), [(0.08, 1, False), (0.09, 1, True), (0, 0.88, True), (0, 1.05, False)]
+)
+def test_drift_is_the_root_mean_square_over_channels_of_mean_or_deviation(
+    mean: float, std: float, follows: bool
+) -> None:
+    statistics = ChannelStatistics(3, momentum=0.5).train()
+    statistics.calibrate(batch(0))
+    before = statistics.mean.clone(), statistics.std.clone()
+    statistics.running_mean[2] += mean * statistics.std[2]  # one channel of three: a root of three less
+    statistics.running_var[2] *= std**2
+    statistics(torch.zeros(0, 3))
+    due = (statistics.running_mean, statistics.running_var.sqrt()) if follows else before
+    torch.testing.assert_close(statistics.mean, due[0])
+    torch.testing.assert_close(statistics.std, due[1])
+
+
+def test_a_fresh_one_is_the_identity() -> None:
+    state = ChannelStatistics(2, momentum=0.5).state_dict()
+    zeros, ones, no = torch.zeros(2), torch.ones(2), torch.tensor(False)
+    due = {"mean": zeros, "running_mean": zeros, "std": ones, "running_var": ones, "calibrated": no, "frozen": no}
+    assert state.keys() == due.keys()
+    assert all(torch.equal(state[name], value) for name, value in due.items())
+
+
 def test_calibration_on_one_token_is_refused_and_an_empty_batch_counts_nothing() -> None:
     statistics = ChannelStatistics(3, momentum=0.1).train()
     with pytest.raises(CodecError, match="two tokens"):

@@ -50,12 +50,20 @@ def test_without_steps_all_are_one() -> None:
     assert StepFSQ(3, 2, 5).step.tolist() == [1, 1]
 
 
+def test_steps_may_be_as_small_and_large_as_is_told() -> None:
+    steps = (1e-3, 1e3, 0.0)
+    torch.testing.assert_close(StepFSQ(3, 3, 5, steps).step, torch.tensor(steps), rtol=0, atol=0)
+    deviations = quantizer(5, *steps).statistics()[1] / quantizer(5, 1.0).statistics()[1]
+    torch.testing.assert_close(deviations, torch.tensor([1e-3, 1e3, 1e-6]))
+
+
 @pytest.mark.parametrize(
     ("levels", "steps", "complaint"),
     [
         (5, (1.0,), "1 steps for 2 channels"),
         (5, (1.0, -1.0), "step of channel 1 must be 0 or from"),
-        (5, (1e-4, 1.0), "step of channel 0"),
+        (5, (9.9e-4, 1.0), "step of channel 0"),
+        (5, (1.0, 1001.0), "step of channel 1"),
         (5, (1.0, float("nan")), "step of channel 1"),
         (5, (1.0, float("inf")), "step of channel 1"),
         (1, (1.0, 1.0), "levels"),

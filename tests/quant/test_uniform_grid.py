@@ -48,13 +48,24 @@ def test_best_clips_give_the_textbook_error_on_a_gaussian(levels: int, clip: flo
     assert error(clip) < min(error(clip * 0.9), error(clip * 1.1))
 
 
+@pytest.mark.parametrize(("levels", "dtype"), [(2, torch.uint8), (256, torch.uint8), (257, torch.int32)])
+def test_indices_take_a_byte_where_one_holds_them(levels: int, dtype: torch.dtype) -> None:
+    assert to_indices(torch.tensor([9.0]), levels, 1.0).dtype == dtype
+    assert to_indices(torch.tensor([9.0]), levels, 1.0).tolist() == [levels - 1]
+
+
+@pytest.mark.parametrize("clip", [1e-6, 1, 1e6])
+def test_clips_may_be_as_small_and_large_as_is_told(clip: float) -> None:
+    RDFSQ(4, 4, 2, clip)
+
+
 @pytest.mark.parametrize("levels", [1, 0, -4, 65537, 4.0, True])
 def test_levels_out_of_range_are_refused(levels: int) -> None:
     with pytest.raises(CodecError, match="levels"):
         RDFSQ(4, 4, levels, 1.5)
 
 
-@pytest.mark.parametrize("clip", [0.0, -1.0, float("nan"), float("inf"), "2"])
+@pytest.mark.parametrize("clip", [0.0, -1.0, 9.9e-7, 1.01e6, float("nan"), float("inf"), "2"])
 def test_clips_out_of_range_are_refused(clip: float) -> None:
     with pytest.raises(CodecError, match="clip"):
         RDFSQ(4, 4, 4, clip)

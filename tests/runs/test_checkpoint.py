@@ -51,9 +51,8 @@ def saved(tiny: Tiny, out: Path, kind: dict) -> tuple[Path, Path]:
         for parameter in [*client.parameters(), *server.parameters()]:
             if parameter.requires_grad:
                 parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.05)
-    client.streams["image"].quantizer.calibrate(torch.randn(9, 32, generator=generator))
-    if client.streams["text"].quantizer is not None:
-        client.streams["text"].quantizer.calibrate(torch.randn(9, 32, generator=generator))
+    for sender in client.senders().values():
+        sender.calibrate(torch.randn(9, 32, generator=generator))
     return save_client(client, recipe, Identity("ab", 3), out), save_server(server, recipe, Identity("ab", 3), out)
 
 
@@ -71,9 +70,9 @@ def test_what_is_written_is_read_and_merges(tiny: Tiny, tmp_path: Path, kind: di
     image = Image.effect_noise((60, 60), 80).convert("RGB")
     text = Prompter(recipe.text).batch(["is this a cat ?"], ["yes"])
     with torch.no_grad():
-        prompt = client.text(text)
-        levels = client.image(client.vision.features(client.vision.pixels([image]))).levels
-        split, _ = server.answer_logits(text, levels, prompt.levels if prompt is not None else None)
+        features = client.vision.features(client.vision.pixels([image]))
+        levels = {name: quantized.levels for name, quantized in client(features, text).items()}
+        split, _ = server.answer_logits(text, levels)
         merge(client_folder, server_folder, tmp_path / "merged", str)
         whole = BitseamModel.from_pretrained(tmp_path / "merged").eval()
         unsplit = whole(whole.client.vision.pixels([image]), text).logits
@@ -86,28 +85,22 @@ def test_one_model_serves_several_rates(tiny: Tiny, tmp_path: Path) -> None:
     features = torch.randn(3, 4, 32, generator=torch.Generator().manual_seed(5))
     error = []
     for levels in (2, 4, 32):
-        seam = make_recipe(tiny, streams__image__levels=levels, streams__image__clip=levels / 8 + 1).seam
+        streams = make_recipe(tiny, streams__image__levels=levels, streams__image__clip=levels / 8 + 1).streams
         client, server = (
-            load(folder, str, seam)[0] for load, folder in zip((load_client, load_server), folders, strict=True)
+            load(folder, str, streams)[0] for load, folder in zip((load_client, load_server), folders, strict=True)
         )
-        crossed = client.eval().image_quantizer(features).levels
+        sender, receiver = client.eval().senders()["image"], server.receivers()["image"]
+        crossed = sender(features).levels
         assert 2 <= len(crossed.unique()) <= levels
-        exact = client.streams["image"].quantizer.normalise(client.streams["image"].quantizer.project(features))
-        error.append(
-            float(
-                (server.streams["image"].projection(crossed) - server.streams["image"].projection(exact))
-                .detach()
-                .square()
-                .mean()
-            )
-        )
+        exact = sender.quantizer.normalise(sender.quantizer.project(features))
+        error.append(float((receiver(crossed) - receiver(exact)).detach().square().mean()))
     assert error[0] > 2 * error[1] > 8 * error[2]
 
 
 def test_weights_that_do_not_fit_a_seam_are_named(tiny: Tiny, tmp_path: Path) -> None:
     folder, _ = saved(tiny, tmp_path, {})
     with pytest.raises(ModelError, match=rf"{folder}(.|\n)*size mismatch"):
-        load_client(folder, str, make_recipe(tiny, streams__image__channels=20).seam)
+        load_client(folder, str, make_recipe(tiny, streams__image__channels=20).streams)
 
 
 def test_halves_of_different_runs_do_not_merge(tiny: Tiny, tmp_path: Path) -> None:

@@ -11,9 +11,10 @@ from conftest import Tiny, make_recipe
 from bitseam.errors import LimitError
 from bitseam.sessions.averaging import Averaging
 from bitseam.sessions.limits import QUESTIONS, held_bytes, require_rows, session_limits
-from bitseam.streams.coded import encode, printable
+from bitseam.sessions.peer import printable
 from bitseam.sessions.seat import Seat
-from bitseam.streams.seam import build_seam, channels
+from bitseam.streams import Stream, build_streams
+from bitseam.streams.coded import encode
 from bitseam.text.batch import TextBatch
 from bitseam.text.symbols import text_message
 from bitseam.transport import HELD_BYTES
@@ -25,7 +26,7 @@ SEAMS: list[dict[str, Any]] = [
     {},
     {"streams__image": {"quantizer": "none", "codec": "fp32"}},
     {"streams__image__codec__id": "entropy-uniform", "streams__image__gradient__id": "entropy-stochastic"},
-    {"streams__text": {"quantizer": "none", "codec": "fp16"}, "streams__text__channels": 20},
+    {"streams__text": {"quantizer": "none", "codec": "fp16"}},
     {"train__batch": 100, "text__max_tokens": 8, "seam__max_tokens": 3},
 ]
 
@@ -45,22 +46,20 @@ def largest(batch: int, words: int, answers: bool) -> TextBatch:
 @pytest.mark.parametrize("changes", SEAMS)
 def test_the_largest_message_of_a_recipe_passes_and_a_larger_one_does_not(tiny: Tiny, changes: dict[str, Any]) -> None:
     recipe = make_recipe(tiny, **({"seam__max_tokens": 10} | changes))
-    limits, seam, wanted = session_limits(recipe, VOCABULARY), build_seam(recipe.seam), recipe.seam
+    limits, most = session_limits(recipe, VOCABULARY), recipe.seam.max_tokens
+    streams = build_streams(Stream, recipe.streams, recipe.seam.width)
     batch, words = max(recipe.train.batch, QUESTIONS), recipe.text.max_tokens
     assert limits.batch == batch
     assert limits.frame_bytes < 20 * 2**20 < Limits().frame_bytes
 
     def forward(images: int, tokens: int) -> pb.Forward:
-        text = largest(images, words, answers=seam.text is None)
-        codes = None
-        if seam.text is not None:
-            codes = encode(seam.text.up, torch.randn(images * words, channels(wanted.text_up, wanted.width)))
-        shape = (images, tokens, channels(wanted.image_up, wanted.width))
-        return pb.Forward(
-            step=1,
-            text=text_message(text, VOCABULARY, prompt_codes=codes),
-            image=encode(seam.image.up, torch.randn(shape)),
-        )
+        text, hidden = largest(images, words, answers="text" not in streams), "text" in streams
+        tokens_of = {"image": (images, tokens), "text": (images * words,)}
+        coded = []
+        for name, stream in streams.items():
+            coded.append(encode(stream.codec(0), torch.randn(*tokens_of[name], stream.channels)))
+            coded[-1].stream = stream.number
+        return pb.Forward(step=1, text=text_message(text, VOCABULARY, hidden=hidden), streams=coded)
 
     def send(message: pb.Forward) -> None:
         client, server = Protocol("client", limits), Protocol("server", limits)
@@ -73,11 +72,14 @@ def test_the_largest_message_of_a_recipe_passes_and_a_larger_one_does_not(tiny: 
             assert len(frame) <= listener.most
             listener.receive(frame)
 
-    send(forward(batch, wanted.max_tokens))
-    with pytest.raises(LimitError, match=r"image: (tokens|elements)"):
-        send(forward(1, wanted.max_tokens * batch + 1))
-    with pytest.raises(LimitError, match="image: tokens"):
-        send(forward(1, wanted.max_tokens + 1))
+    send(forward(batch, most))
+    if "text" not in streams:
+        with pytest.raises(LimitError, match="stream 0: elements"):
+            send(forward(1, most * batch + 1))
+    text = largest(1, words, True)
+    require_rows(text, recipe, image_tokens=most)
+    with pytest.raises(LimitError, match="image: "):
+        require_rows(text, recipe, image_tokens=most + 1)
     with pytest.raises(LimitError, match=r"text.sequences"):
         send(forward(batch + 1, 1))
     held = held_bytes(limits, 3)
@@ -92,8 +94,8 @@ def test_what_may_come_next_is_small_until_something_large_is_due() -> None:
     for speaker, listener, message in (
         (client, server, pb.Hello(version=1, purpose=pb.TRAIN)),
         (server, client, pb.Welcome(session=bytes(16), run=bytes(16))),
-        (client, server, pb.Forward(step=1, text=pb.Text(sequences=1), image=image)),
-        (server, client, pb.Backward(step=1, image=image)),
+        (client, server, pb.Forward(step=1, text=pb.Text(sequences=1), streams=[image])),
+        (server, client, pb.Backward(step=1, streams=[image])),
     ):
         listener.receive(speaker.send(message))
         sizes.append(server.most)

@@ -178,7 +178,7 @@ def test_a_second_session_at_once_is_refused_and_the_first_goes_on(tiny: Tiny, t
 
         thread = threading.Thread(target=serve)
         thread.start()
-        peer = Peer(ours, "client", Ledger({}, 1))
+        peer = Peer(ours, "client", Ledger([]))
         try:
             peer.exchange(pb.Hello(version=VERSION, purpose=pb.ASK, terms={"none": "alike"}), pb.Welcome)
         finally:

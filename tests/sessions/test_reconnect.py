@@ -222,9 +222,9 @@ def test_a_repeated_step_with_other_contents_is_refused(tiny: Tiny, tmp_path: Pa
     with pytest.raises(RefusedError, match="step 1 where 2 is due"), server.client() as session:
         features, text = batches(server.recipe, session)(0)
         session.calibrate(features, text)
-        session.step(1, 0, True, features, text, 0.25)
+        session.step(1, 0, True, features, text)
         session._connection.again(PeerGoneError("cut"))
-        session.step(1, 0, True, features + 1, text, 0.25)
+        session.step(1, 0, True, features + 1, text)
 
 
 def test_an_old_connection_has_no_say_once_its_client_is_back(tiny: Tiny, tmp_path: Path) -> None:
@@ -235,8 +235,8 @@ def test_an_old_connection_has_no_say_once_its_client_is_back(tiny: Tiny, tmp_pa
         with server.client() as session:
             session.calibrate(features, text)
             with pytest.raises(RefusedError, match="its client has begun another"):
-                old.step(1, 0, True, features, text, 0.25)
-            session.step(1, 0, True, features, text, 0.25)
+                old.step(1, 0, True, features, text)
+            session.step(1, 0, True, features, text)
             server.party.compute.submit(int).result()  # the step is taken after its answer is sent
             assert server.party.step == 1
 
@@ -292,7 +292,7 @@ def test_a_server_that_only_answers_trains_nobody(tiny: Tiny, tmp_path: Path) ->
 
 
 def connection(dial: Callable[[], Channel], patience: float = 20) -> Connection:
-    return Connection(dial, Ledger({}, 1), patience)
+    return Connection(dial, Ledger([]), patience)
 
 
 def test_who_waits_and_for_how_long(caplog: pytest.LogCaptureFixture) -> None:

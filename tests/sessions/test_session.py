@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from conftest import Tiny, make_recipe
@@ -14,6 +15,7 @@ from pairs import ENTROPY, IDENTITY, QUESTIONS, RATE, Pair, batches, pair, weigh
 from torch import Tensor
 
 from bitseam.errors import DataError, NonFiniteError, PeerGoneError, RefusedError
+from bitseam.quant import Quantized
 from bitseam.runs.checkpoint import build_client, build_server, load_client, newest
 from bitseam.runs.optimise import Stepper
 from bitseam.sessions.client import ClientSession
@@ -44,7 +46,7 @@ def test_identity_split_training_is_unsplit_training(tiny: Tiny, tmp_path: Path)
     client.vision.calibrate(torch.cat([draw(i)[0] for i in range(recipe.train.calibrate)]))
     for step in range(recipe.train.steps):
         features, text = draw(step)
-        server.loss(text, client.image(features).levels).backward()
+        server.loss(text, {name: q.levels for name, q in client(features, text).items()}).backward()
         for stepper in steppers:
             stepper.step(int(text.answers.sum()))
     unsplit = weights(client) | weights(server)
@@ -102,11 +104,7 @@ def test_accumulated_micro_batches_are_one_large_batch(tiny: Tiny, tmp_path: Pat
         {"streams__image__quantizer": "tanh-fsq", "streams__image__levels": 5},
         {"streams__image__quantizer": "learned-clip-fsq", "streams__image__channels": 20},
         {"streams__text__quantizer": "learned-clip-fsq", "streams__text__levels": 8},
-        {
-            "streams__image": {"quantizer": "none", "codec": "fp16"},
-            "streams__image__channels": 20,
-            "streams__image__gradient__id": "fp16",
-        },
+        {"streams__image": {"quantizer": "none", "codec": "fp16", "gradient": "fp16"}},
         {"streams__text__levels": 8, "streams__text__clip": 3.0},
         ENTROPY | {"streams__image__gradient__id": "entropy-stochastic", "streams__image__gradient__step": 1.0},
         {"streams__image__quantizer": "rd-fsq-tensor", "streams__image__codec__id": "entropy-uniform"},
@@ -116,13 +114,13 @@ def test_accumulated_micro_batches_are_one_large_batch(tiny: Tiny, tmp_path: Pat
                 "quantizer": "step-fsq",
                 "levels": 7,
                 "steps": [0, *[0.5] * 16, *[1.5] * 15],
-                "groups": 32,
+                "codec": {"id": "entropy-uniform", "groups": 32},
                 "projection": "fixed",
             }
         },
-        {"streams__text": {"quantizer": "step-fsq", "coding": "entropy", "levels": 5}},
+        {"streams__text": {"quantizer": "step-fsq", "codec": "entropy-uniform", "levels": 5}},
         {"streams__image": RATE | {"distortion_weight": 0.05}},
-        {"streams__image": RATE | {"distortion_weight": 0.05, "contexts": 3}},
+        {"streams__image": RATE | {"distortion_weight": 0.05, "codec": {"id": "entropy-uniform", "contexts": 3}}},
         {"streams__text": RATE | {"rates": (1, 2)}},
         {"train__autocast": "bf16"},
         {"streams__image__projection": "fixed"},
@@ -142,29 +140,24 @@ def test_every_kind_of_seam_learns(tiny: Tiny, tmp_path: Path, seam: dict[str, A
     assert sum(losses[-4:]) < 0.98 * sum(losses[:4]), losses
 
 
-@pytest.mark.parametrize("text", ["ids", "codes"])
-def test_both_sides_know_the_statistics_that_the_codes_were_made_with(tiny: Tiny, tmp_path: Path, text: str) -> None:
+@pytest.mark.parametrize("streams", [{}, {"streams__text": {}}], ids=["ids", "codes"])
+def test_both_sides_know_the_statistics_that_the_codes_were_made_with(
+    tiny: Tiny, tmp_path: Path, streams: dict[str, Any]
+) -> None:
     rates = {"client__rate": 1e-2, "train__steps": 12, "train__checkpoint_every": 100}
-    recipe = make_recipe(tiny, **rates, seam__text=text, out=str(tmp_path))
+    recipe = make_recipe(tiny, **rates, **streams, out=str(tmp_path))
     with pair(recipe) as split:
         features, tokens = batches(recipe, split.client)(0)
         split.client.calibrate(features, tokens)
         first = split.client.model.streams["image"].quantizer.statistics()
         train(split.client, recipe, batches(recipe, split.client))
-        client, server = split.client.model, split.party.model
-        sides = [
-            (client.streams["image"].quantizer, server.streams["image"].projection),
-            (client.streams["text"].quantizer, server.streams["text"].projection),
-        ]
-        for quantizer, projection in sides[: 1 if text == "ids" else 2]:
-            assert quantizer is not None
-            assert projection is not None
-            mean, std = quantizer.statistics()
-            assert torch.equal(mean, projection.mean)
-            assert torch.equal(std, projection.std)
-        assert not torch.equal(
-            first[0], client.streams["image"].quantizer.statistics()[0]
-        )  # they moved, or this shows nothing
+        senders, receivers = split.client.streams, split.party.model.receivers()
+        assert list(senders) == list(receivers) == ["image", "text"][: 1 + len(streams)]
+        for name, sender in senders.items():
+            mean, std = sender.quantizer.statistics()
+            assert torch.equal(mean, receivers[name].projection.mean)
+            assert torch.equal(std, receivers[name].projection.std)
+        assert not torch.equal(first[0], senders["image"].quantizer.statistics()[0])  # or this shows nothing
 
 
 @pytest.mark.parametrize("channels", [20, None])
@@ -200,7 +193,7 @@ def test_tables_cross_once_and_are_kept_on_both_sides(tiny: Tiny, tmp_path: Path
     recipe = make_recipe(tiny, **ENTROPY, out=str(tmp_path))
     with pair(recipe) as split:
         saved = train(split.client, recipe, batches(recipe, split.client))
-        mine, codec = split.client.ledger, split.party.seam.image.up
+        mine, codec = split.client.ledger, split.party.model.receivers()["image"].codec(0)
         assert mine.total("up").bytes == split.client.socket_bytes()[0]
         assert mine.entries["up", "Calibrate", "rest"].messages == 1
         assert mine.entries["up", "Calibrate", "rest"].bytes > len(codec.table_bytes())
@@ -209,22 +202,21 @@ def test_tables_cross_once_and_are_kept_on_both_sides(tiny: Tiny, tmp_path: Path
     packed = recipe.train.steps * 2 * split.client.model.vision.tokens * 32 // 4
     assert image.bytes < packed + 4 * recipe.train.steps
     model, _, _ = load_client(saved, str)
-    again = ClientSession(model, lambda: memory_pair()[0], 17)
     party = ServerParty(recipe, str, newest(tmp_path, "server"))
-    assert party.seam.image.up == again._seam.image.up == codec
+    assert party.model.receivers()["image"].codec(0) == model.senders()["image"].codec(0) == codec
 
 
-@pytest.mark.parametrize("text", ["ids", "codes"])
-def test_texts_are_compressed_by_what_was_calibrated_on(tiny: Tiny, tmp_path: Path, text: str) -> None:
-    recipe = make_recipe(tiny, seam__text=text, out=str(tmp_path))
+@pytest.mark.parametrize("streams", [{}, {"streams__text": {}}], ids=["ids", "codes"])
+def test_texts_are_compressed_by_what_was_calibrated_on(tiny: Tiny, tmp_path: Path, streams: dict[str, Any]) -> None:
+    recipe = make_recipe(tiny, **streams, out=str(tmp_path))
     with pair(recipe) as split:
         features, words = batches(recipe, split.client)(0)
         split.client.calibrate(features, words)
         known = kept_dictionary(split.client.model)
         assert known == kept_dictionary(split.party.model)
-        assert known.endswith(dictionary_of(words, split.client._vocabulary, hidden=text == "codes"))
+        assert known.endswith(dictionary_of(words, split.client._vocabulary, hidden=bool(streams)))
         alone = text_message(words, split.client._vocabulary)
-        sent = split.client._text(words, split.client.model.text(words)).symbols
+        sent = split.client._text(words).symbols
         assert len(sent) < len(alone.symbols) / 2
         saved = train(split.client, recipe, batches(recipe, split.client))
         known = kept_dictionary(split.client.model)
@@ -238,36 +230,44 @@ def test_tables_are_sent_again_when_codes_have_drifted(tiny: Tiny) -> None:
     with pair(recipe) as split:
         features, text = batches(recipe, split.client)(0)
         split.client.calibrate(features, text)
-        first = split.party.seam.image.up
-        statistics = {name: b.clone() for name, b in split.client.model.streams["image"].quantizer.named_buffers()}
-        sizes, used = [], {first}
+        sender, receiver = split.client.streams["image"], split.party.model.receivers()["image"]
+        statistics = {name: b.clone() for name, b in sender.quantizer.named_buffers()}
+        sizes, used = [], {receiver.codec(0)}
         for step in range(1, 41):
-            split.client.model.streams["image"].quantizer.load_state_dict(
-                statistics, strict=False
-            )  # no help from that side
+            sender.quantizer.load_state_dict(statistics, strict=False)  # no help from that side
             sent = split.client.ledger.entries["up", "Forward", "image (entropy-uniform)"].bytes
-            split.client.step(step, 0, True, features / 4, text, 0.25)
+            split.client.step(step, 0, True, features / 4, text)
             sizes.append(split.client.ledger.entries["up", "Forward", "image (entropy-uniform)"].bytes - sent)
-            assert split.party.seam.image.up == split.client._seam.image.up
-            used.add(split.party.seam.image.up)
+            assert receiver.codec(0) == sender.codec(0)
+            used.add(receiver.codec(0))
         assert 2 <= len(used) <= 8
         assert sizes[-1] < 0.8 * sizes[0]
 
 
+def tables(size: int, stream: int = 0) -> pb.Statistics:
+    return pb.Statistics(stream=stream, tables=[pb.Tables(frequencies=bytes(size))])
+
+
 @pytest.mark.parametrize(
-    ("seam", "calibration", "complaint"),
+    ("seam", "told", "complaint"),
     [
-        ({}, {"image": pb.Statistics(tables=bytes(8))}, "image: bytes of tables: 8; the limit is 0"),
-        (ENTROPY, {"image": pb.Statistics(tables=bytes(31))}, "take 32 bytes, not 31"),
-        (ENTROPY, {"image": pb.Statistics(tables=bytes(32))}, "table 0"),
-        (ENTROPY, {"text": pb.Statistics(tables=bytes(32))}, "text: tables for a codec that has none"),
+        ({}, tables(8), "stream 0: bytes of tables: 8; the limit is 0"),
+        (ENTROPY, tables(31), "take 32 bytes, not 31"),
+        (ENTROPY, tables(32), "table 0"),
+        (ENTROPY | {"streams__text": {}}, tables(32, stream=1), "text: tables for a codec that has none"),
+        (ENTROPY, pb.Statistics(stream=3, mean=bytes(4), std=bytes(4)), "stream 3, which was not agreed"),
+        (
+            {"streams__image": {"quantizer": "none", "codec": "fp16"}},
+            pb.Statistics(mean=bytes(4), std=bytes(4)),
+            "image: statistics for a quantizer that has none",
+        ),
     ],
 )
-def test_tables_are_checked(tiny: Tiny, seam: dict[str, Any], calibration: dict[str, Any], complaint: str) -> None:
+def test_statistics_are_checked(tiny: Tiny, seam: dict[str, Any], told: pb.Statistics, complaint: str) -> None:
     with pytest.raises(RefusedError, match=complaint), pair(make_recipe(tiny, **seam)) as split:
-        before = split.party.seam
-        split.client._connection.exchange(pb.Calibrate(**calibration), pb.Ack)
-    assert split.party.seam is before
+        state = {name: tensor.clone() for name, tensor in split.party.model.streams.state_dict().items()}
+        split.client._connection.exchange(pb.Calibrate(streams=[told]), pb.Ack)
+    assert all(torch.equal(tensor, state[name]) for name, tensor in split.party.model.streams.state_dict().items())
 
 
 def test_asking_gives_the_same_answers_alone_and_in_company(tiny: Tiny) -> None:
@@ -285,7 +285,7 @@ def test_asking_gives_the_same_answers_alone_and_in_company(tiny: Tiny) -> None:
 @pytest.mark.parametrize(
     ("term", "value"),
     [
-        ("codec.image.up", '{"id":"fp16"}'),
+        ("stream.image.codec.0", '{"id":"fp16"}'),
         ("text.tokenizer", "0123456789abcdef"),
         ("train.steps", "5"),
         ("seam.width", ""),
@@ -306,7 +306,7 @@ def test_nan_features_stop_both_sides_with_the_reason(tiny: Tiny) -> None:
         split.client.calibrate(features, text)
         before = weights(split.party.model)
         features[0, 0, 0] = float("nan")
-        split.client.step(1, 0, True, features, text, 0.25)
+        split.client.step(1, 0, True, features, text)
     assert isinstance(split.failures[0], PeerGoneError)
     assert "NonFiniteError" in str(split.failures[0])
     after = weights(split.party.model)
@@ -318,7 +318,7 @@ def test_a_step_out_of_order_is_refused(tiny: Tiny) -> None:
     with pytest.raises(RefusedError, match="step 9 where 1 is due"), pair(recipe) as split:
         features, text = batches(recipe, split.client)(0)
         split.client.calibrate(features, text)
-        split.client.step(9, 0, True, features, text, 0.25)
+        split.client.step(9, 0, True, features, text)
     assert "step 9 where 1 is due" in str(split.failures[0])
 
 
@@ -327,10 +327,9 @@ def test_codes_of_another_shape_are_refused(tiny: Tiny) -> None:
     with pytest.raises(RefusedError, match="image codes: shape"), pair(recipe) as split:
         features, text = batches(recipe, split.client)(0)
         split.client.calibrate(features, text)
-        split.client.model.streams["image"].quantizer.forward = lambda x: type(
-            "Q", (), {"levels": torch.zeros(2, 4, 31), "distortion": torch.zeros(())}
-        )()
-        split.client.step(1, 0, True, features, text, 0.25)
+        wrong = Quantized(torch.zeros(2, 4, 31), torch.zeros(()))
+        split.client.streams["image"].quantizer.forward = lambda x: wrong
+        split.client.step(1, 0, True, features, text)
 
 
 def test_a_question_that_holds_its_answer_is_refused(tiny: Tiny) -> None:
@@ -345,5 +344,63 @@ def test_text_that_is_damaged_is_refused_by_name(tiny: Tiny) -> None:
     recipe = make_recipe(tiny)
     with pytest.raises(RefusedError, match="text: 0 bytes are not"), pair(recipe) as split:
         image = pb.Coded(shape=[1, 1, 1])
-        split.client._connection.exchange(pb.Forward(step=1, text=pb.Text(sequences=1), image=image), pb.Backward)
+        split.client._connection.exchange(pb.Forward(step=1, text=pb.Text(sequences=1), streams=[image]), pb.Backward)
     assert split.party.step == 0
+
+
+NOT_FINITE = np.array([np.nan], "<f4").tobytes(), np.array([np.inf], "<f4").tobytes()
+
+
+@pytest.mark.parametrize(("field", "value"), [(f, v) for f in ("mean", "std") for v in NOT_FINITE])
+def test_statistics_that_are_not_finite_are_the_clients_fault(tiny: Tiny, field: str, value: bytes) -> None:
+    recipe = make_recipe(tiny)
+    told = {"mean": bytes(4 * 32), "std": np.ones(32, "<f4").tobytes()}
+    told[field] = value + told[field][4:]
+    with pytest.raises(RefusedError, match=rf"\(bad message\): statistics: {field}"), pair(recipe) as split:
+        split.client._connection.exchange(pb.Calibrate(image=pb.Statistics(**told)), pb.Ack)
+
+
+def test_codes_that_are_not_finite_are_the_clients_fault(tiny: Tiny) -> None:
+    recipe = make_recipe(tiny, seam__image_up__quantizer="fp16", seam__image_down__codec="fp32")
+    image = pb.Coded(shape=[1, 4, 32], payload=b"\x00\x7e" * 128)
+    text = text_message(Prompter(recipe.text).batch(["dog ?"], ["no"]), 16)
+    with (
+        pytest.raises(RefusedError, match=r"\(bad message\): image codes: payload of codec fp16"),
+        pair(recipe) as split,
+    ):
+        split.client._connection.exchange(pb.Forward(step=1, image=image, text=text), pb.Backward)
+
+
+def test_weights_that_are_not_finite_are_the_clients_fault(tiny: Tiny) -> None:
+    recipe = make_recipe(tiny, train__sharing="averaged", train__clients=2)
+    with pytest.raises(RefusedError, match=r"\(bad message\): weights: payload of codec fp32"), pair(recipe) as split:
+        sent = pb.Average(weights=pb.Coded(shape=[1], payload=NOT_FINITE[0]))
+        split.client._connection.exchange(sent, pb.Averaged)
+
+
+def test_a_loss_that_is_not_finite_is_the_servers_own(tiny: Tiny) -> None:
+    recipe = make_recipe(tiny)
+    with pytest.raises(RefusedError, match=r"\(server error\): the loss of step 1 is nan"), pair(recipe) as split:
+        features, text = batches(recipe, split.client)(0)
+        split.client.calibrate(features, text)
+        with torch.no_grad():
+            next(iter(split.party.model.language.model.parameters())).fill_(float("nan"))
+        split.client.step(1, 0, True, features, text, 0.25)
+
+
+def test_training_text_with_nothing_behind_its_image_is_refused(tiny: Tiny) -> None:
+    recipe = make_recipe(tiny)
+    with pytest.raises(RefusedError, match=r"\(bad message\): text: nothing follows the image"), pair(recipe) as split:
+        features, text = batches(recipe, split.client)(0)
+        split.client.calibrate(features, text)
+        split.client.step(1, 0, True, features, replace(text, image_at=text.lengths.clone()), 0.25)
+
+
+def test_a_question_may_end_in_its_image(tiny: Tiny) -> None:
+    recipe = make_recipe(tiny, text__prompt="what {question} {image}")
+    with pair(recipe) as split:
+        features, text = batches(recipe, split.client)(0)
+        split.client.calibrate(features, text)
+        asked = Prompter(recipe.text).batch(["dog ?"])
+        assert asked.image_at.tolist() == asked.lengths.tolist()
+        assert list(split.client.ask(features[:1], asked, 3))

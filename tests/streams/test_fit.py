@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-import transformers
 from conftest import WORDS, Tiny, make_recipe
+from small_models import made
 from transformers import AutoTokenizer
 
 from bitseam.errors import BitseamError, CodecError, LimitError, ModelError, RefusedError
@@ -25,13 +25,6 @@ from bitseam.text.batch import TextBatch
 from bitseam.text.prompts import Prompter
 from bitseam.transport import Channel, memory_pair
 
-SMALL = {
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "intermediate_size": 48,
-    "pad_token_id": 0,
-}
 N = 40
 TABLES: dict[str, tuple[str, dict[str, Any], int | None]] = {  # configuration, changes, positions of the model
     "gpt-2": ("GPT2Config", {"n_embd": 32, "n_layer": 1, "n_head": 2, "n_positions": N}, N),
@@ -50,9 +43,7 @@ TABLES: dict[str, tuple[str, dict[str, Any], int | None]] = {  # configuration, 
 
 def model_of(kind: str) -> Any:
     name, changes, _ = TABLES[kind]
-    settings = {**SMALL, "vocab_size": len(WORDS), "max_position_embeddings": N, **changes}
-    torch.manual_seed(0)
-    return transformers.AutoModelForCausalLM.from_config(getattr(transformers, name)(**settings))
+    return made(name, **{"max_position_embeddings": N} | changes)
 
 
 @pytest.mark.parametrize("kind", TABLES)
@@ -161,3 +152,10 @@ def test_D1_an_answer_that_nothing_stands_before_is_refused(tiny: Tiny) -> None:
     require_rows(text_of(1, [False, True]), recipe)
     with pytest.raises(CodecError, match="begins with an answer"):
         require_rows(text_of(1, [True, True]), recipe)
+
+
+def test_something_follows_the_image_in_training_but_not_in_a_question(tiny: Tiny) -> None:
+    recipe = make_recipe(tiny)
+    require_rows(text_of(2, [False, False]), recipe, new=1)
+    with pytest.raises(CodecError, match="nothing follows the image"):
+        require_rows(text_of(2, [False, False]), recipe)

@@ -46,9 +46,6 @@ def test_layout_of_a_row(prompter: Prompter) -> None:
     assert batch.answers.tolist() == [False] * 6 + [True] * 2 + [False] * 3 + [True] * 4
 
 
-CODES = pb.Coded(shape=[3, 4], payload=b"x")
-
-
 def same(one: TextBatch, other: TextBatch) -> bool:
     return all(torch.equal(getattr(one, name), getattr(other, name)) for name in vars(one))
 
@@ -71,13 +68,13 @@ def any_batch(draw: st.DrawFn, vocabulary: int = 9) -> TextBatch:
 
 
 @pytest.mark.parametrize("vocabulary", [9, 2**16 - 5, 2**16 - 4, 2**31])
-@given(data=st.data(), codes=st.none() | st.just(CODES), known=st.booleans())
-def test_any_batch_crosses_the_wire(vocabulary: int, data: st.DataObject, codes: pb.Coded | None, known: bool) -> None:
+@given(data=st.data(), hidden=st.booleans(), known=st.booleans())
+def test_any_batch_crosses_the_wire(vocabulary: int, data: st.DataObject, hidden: bool, known: bool) -> None:
     batch = data.draw(any_batch(vocabulary))
-    dictionary = dictionary_of(data.draw(any_batch(vocabulary)), vocabulary, codes is not None) if known else b""
-    message = text_message(batch, vocabulary, dictionary, codes)
-    back = read_text(pb.Text.FromString(message.SerializeToString()), vocabulary, dictionary)
-    if codes is not None:  # the prompt's ids stay home
+    dictionary = dictionary_of(data.draw(any_batch(vocabulary)), vocabulary, hidden) if known else b""
+    message = text_message(batch, vocabulary, dictionary, hidden)
+    back = read_text(pb.Text.FromString(message.SerializeToString()), vocabulary, dictionary, hidden)
+    if hidden:  # the prompt's ids stay home
         batch = replace(batch, ids=batch.ids * batch.answers)
     assert same(back, batch)
 
@@ -100,8 +97,8 @@ def test_symbols_of_a_batch_are_as_documented(prompter: Prompter) -> None:
         "FIRST HIDDEN HERE HIDDEN HIDDEN TURN 12 2 FURTHER HIDDEN HERE HIDDEN TURN 2 FIRST HIDDEN HERE HIDDEN TURN 13 2"
     )
     for vocabulary, kind in ((16, "<u2"), (70000, "<u4")):
-        for codes, text in ((None, stream), (CODES, hidden)):
-            message = text_message(batch, vocabulary, prompt_codes=codes)
+        for hides, text in ((False, stream), (True, hidden)):
+            message = text_message(batch, vocabulary, hidden=hides)
             assert zlib.decompress(message.symbols, wbits=-15) == spelled(text, kind)
         assert same(read_text(pb.Text(sequences=3, tokens=12, symbols=symbols(stream, kind)), vocabulary), batch)
 
@@ -202,7 +199,7 @@ def test_images_are_in_each_sequence() -> None:
 @pytest.mark.parametrize("stream", ["FIRST 1 HERE 2", "FIRST HIDDEN HERE TURN HIDDEN", "FIRST HIDDEN HERE 2"])
 def test_where_codes_cross_all_ids_of_the_prompt_and_no_other_are_hidden(stream: str) -> None:
     with pytest.raises(CodecError, match="no batch gives"):
-        read_text(pb.Text(sequences=1, tokens=2, symbols=symbols(stream), codes=CODES), 9)
+        read_text(pb.Text(sequences=1, tokens=2, symbols=symbols(stream)), 9, hidden=True)
 
 
 def test_a_bomb_is_not_unpacked() -> None:

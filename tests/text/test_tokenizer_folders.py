@@ -110,6 +110,26 @@ def test_a_fingerprint_of_every_kind_says_what_it_is(make: Any, tmp_path: Path) 
     assert prints[0] == prints[1] != prints[2]
 
 
+def test_a_folder_without_tokenizer_json_has_the_fingerprint_of_the_one_that_is_saved(tmp_path: Path) -> None:
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghijklmnopqrstuvwxyz?", "cat", "dog"]
+    (tmp_path / "plain").mkdir()
+    (tmp_path / "plain" / "vocab.txt").write_text("\n".join(pieces))
+    config = {"tokenizer_class": "BertTokenizer", "eos_token": "[SEP]"}
+    (tmp_path / "plain" / "tokenizer_config.json").write_text(json.dumps(config))
+    plain = load(tmp_path / "plain")
+    plain.tokenizer.save_pretrained(tmp_path / "saved")
+    assert (tmp_path / "saved" / "tokenizer.json").exists()
+    assert load(tmp_path / "saved").fingerprint == plain.fingerprint
+
+
+@pytest.mark.parametrize("change", [{"eos_token": "<|im_end|>"}, {"bos_token": None}, {"pad_token": "<pad>"}])
+def test_what_stands_beside_tokenizer_json_changes_the_fingerprint(change: dict[str, Any], tmp_path: Path) -> None:
+    save(tmp_path, wrap(word_level()))
+    before = load(tmp_path).fingerprint
+    edited(tmp_path, "tokenizer_config.json", lambda whole: whole.update(change))
+    assert load(tmp_path).fingerprint != before
+
+
 def test_what_a_file_says_of_cutting_and_padding_is_not_done(tmp_path: Path) -> None:
     tokenizer = wrap(word_level())
     tokenizer.backend_tokenizer.enable_truncation(2)

@@ -6,11 +6,16 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from wire_examples import DIFFERENCE, GOLDEN, TEXT, due, listener_at, wrap
+from wire_examples import DIFFERENCE, GOLDEN, TEXT, due, listener_at, speaker_at, wrap
 
 from bitseam.errors import LimitError, MalformedError, WireError
 from bitseam.wire import Limits, same_terms
 from bitseam.wire import messages_pb2 as pb
+
+
+def reordered(message: pb.Forward) -> None:
+    first = message.streams[0]
+    message.streams.insert(0, pb.Coded(stream=1, shape=first.shape))
 
 
 def changed(kind: type[Any], change: Callable[[Any], Any]) -> Any:
@@ -35,26 +40,31 @@ def hear(message: Any, limits: Limits | None = None) -> None:
 MALFORMED: list[tuple[str, type[Any], Callable[[Any], Any]]] = [
     ("weights: not a row of numbers", pb.Average, lambda m: m.weights.shape.append(1)),
     ("weights: not a row of numbers", pb.Averaged, lambda m: m.ClearField("weights")),
+    ("weights: not a row of numbers", pb.Average, lambda m: m.weights.shape.extend([1, 1, 1, 2**31])),
     ("purpose: 0 is unknown", pb.Hello, lambda m: m.ClearField("purpose")),
     ("purpose: 9 is unknown", pb.Hello, lambda m: setattr(m, "purpose", 9)),
+    ("session: 15 bytes", pb.Hello, lambda m: setattr(m, "session", bytes(15))),
+    ("run: 17 bytes", pb.Hello, lambda m: setattr(m, "run", bytes(17))),
+    ("run: 0 bytes", pb.Welcome, lambda m: m.ClearField("run")),
     ("session: 15 bytes", pb.Welcome, lambda m: setattr(m, "session", bytes(15))),
     ("session: 17 bytes", pb.Welcome, lambda m: setattr(m, "session", bytes(17))),
     ("fault: 0 is unknown", pb.Refuse, lambda m: m.ClearField("fault")),
     ("fault: 99 is unknown", pb.Refuse, lambda m: setattr(m, "fault", 99)),
-    ("image: statistics of 4 and 0 bytes", pb.Forward, lambda m: setattr(m.statistics.image, "mean", bytes(4))),
-    ("image: statistics of 4 and 8 bytes", pb.Calibrate, lambda m: setattr(m.image, "std", bytes(8))),
-    ("text: statistics of 3 and 3", pb.Calibrate, lambda m: m.text.MergeFrom(pb.Statistics(mean=b"abc", std=b"abc"))),
+    ("stream 2: statistics of 4 and 0 bytes", pb.Forward, lambda m: m.news.streams.add(stream=2, mean=bytes(4))),
+    ("stream 0: statistics of 4 and 8 bytes", pb.Calibrate, lambda m: setattr(m.streams[0], "std", bytes(8))),
+    ("stream 1: statistics of 3 and 3", pb.Calibrate, lambda m: m.streams.add(stream=1, mean=b"abc", std=b"abc")),
+    (r"streams \[0, 0\]: not each once", pb.Calibrate, lambda m: m.streams.add()),
     ("text.sequences: 0", pb.Forward, lambda m: m.ClearField("text")),
-    ("text.codes: no shape", pb.Forward, lambda m: m.text.codes.MergeFrom(pb.Coded(payload=b"x"))),
-    ("image: no shape", pb.Forward, lambda m: m.ClearField("image")),
-    ("image: shape .* empty dimension", pb.Forward, lambda m: m.image.shape.__setitem__(2, 0)),
-    ("3 images in 2 texts", pb.Forward, lambda m: m.image.shape.__setitem__(0, 3)),
+    ("stream 1: no shape", pb.Forward, lambda m: m.streams.add(stream=1, payload=b"x")),
+    ("stream 0: shape .* empty dimension", pb.Forward, lambda m: m.streams[0].shape.__setitem__(2, 0)),
+    (r"streams \[0, 0\]: not each once", pb.Forward, lambda m: m.streams.append(m.streams[0])),
+    (r"streams \[1, 0\]: not each once, in their order", pb.Forward, reordered),
     ("loss: nan", pb.Backward, lambda m: setattr(m, "loss", float("nan"))),
     ("loss: -inf", pb.Backward, lambda m: setattr(m, "loss", float("-inf"))),
-    ("image: no shape", pb.Backward, lambda m: m.ClearField("image")),
-    ("text: no shape", pb.Backward, lambda m: m.text.SetInParent()),
+    ("stream 0: no shape", pb.Backward, lambda m: m.streams[0].ClearField("shape")),
+    ("stream 1: no shape", pb.Backward, lambda m: m.streams.add(stream=1)),
     ("max_new_tokens: 0", pb.Ask, lambda m: setattr(m, "max_new_tokens", 0)),
-    ("3 images in 2 texts", pb.Ask, lambda m: m.image.shape.__setitem__(0, 3)),
+    (r"streams \[0, 0\]: not each once", pb.Ask, lambda m: m.streams.append(m.streams[0])),
 ]
 
 
@@ -64,6 +74,17 @@ def test_a_broken_rule_is_named(complaint: str, kind: type[Any], change: Callabl
     side = "client" if listener_at(due(kind), message).role == "server" else "server"
     with pytest.raises(MalformedError, match=f"the {side} sent a {kind.__name__} where .*{complaint}"):
         hear(message)
+    with pytest.raises(MalformedError, match=f"^{complaint}"):  # one's own mistake
+        speaker_at(due(kind), message).send(message)
+
+
+def test_a_session_and_a_run_have_sixteen_bytes_and_may_be_left_out_of_a_hello() -> None:
+    for session, run in ((b"", b""), (bytes(16), b""), (b"", bytes(16)), (bytes(16), bytes(16))):
+        hear(pb.Hello(version=1, purpose=pb.TRAIN, session=session, run=run))
+
+
+def test_one_new_token_may_be_asked_for() -> None:
+    hear(changed(pb.Ask, lambda m: setattr(m, "max_new_tokens", 1)))
 
 
 UNKNOWN = b"\xfa\x7f\x01x"  # field 2047, one byte
@@ -85,11 +106,11 @@ def test_unknown_fields_are_refused_at_every_depth(message: Any) -> None:
 
 
 def text(sequences: int, tokens: int) -> pb.Forward:
-    return pb.Forward(step=1, text=pb.Text(sequences=sequences, tokens=tokens), image=pb.Coded(shape=[1, 1]))
+    return pb.Forward(step=1, text=pb.Text(sequences=sequences, tokens=tokens), streams=[pb.Coded(shape=[1, 1])])
 
 
 def image(*shape: int) -> pb.Forward:
-    return pb.Forward(step=1, text=TEXT, image=pb.Coded(shape=[2, *shape]))
+    return pb.Forward(step=1, text=TEXT, streams=[pb.Coded(shape=[2, *shape])])
 
 
 def hello(terms: dict[str, str]) -> pb.Hello:
@@ -97,15 +118,15 @@ def hello(terms: dict[str, str]) -> pb.Hello:
 
 
 def statistics(channels: int) -> pb.Calibrate:
-    return pb.Calibrate(image=pb.Statistics(mean=bytes(4 * channels), std=bytes(4 * channels)))
+    return pb.Calibrate(streams=[pb.Statistics(mean=bytes(4 * channels), std=bytes(4 * channels))])
 
 
 def tables(size: int) -> pb.Calibrate:
-    return pb.Calibrate(text=pb.Statistics(tables=bytes(size)))
+    return pb.Calibrate(streams=[pb.Statistics(stream=1, tables=[pb.Tables(frequencies=bytes(size))])])
 
 
 def rotation(size: int) -> pb.Calibrate:
-    return pb.Calibrate(image=pb.Statistics(rotation=bytes(size)))
+    return pb.Calibrate(streams=[pb.Statistics(rotation=bytes(size))])
 
 
 # name of the limit, a value for it, a message at the limit, a message one over it
@@ -114,11 +135,14 @@ LIMITS: list[tuple[str, int, Any, Any]] = [
     ("text", 6, hello({"abc": "def"}), hello({"abc": "defg"})),
     ("text", 6, pb.Goodbye(reason="a" * 6), pb.Goodbye(reason="a" * 7)),
     ("text", 6, pb.Refuse(fault=2, reason="a" * 6), pb.Refuse(fault=2, reason="a" * 7)),
-    (
-        "text",
-        6,
-        pb.Refuse(fault=1, differences=[pb.Difference(server="a" * 6)]),
-        pb.Refuse(fault=1, differences=[pb.Difference(server="a" * 7)]),
+    *(
+        (
+            "text",
+            6,
+            pb.Refuse(fault=1, differences=[pb.Difference(**{part: "a" * 6})]),
+            pb.Refuse(fault=1, differences=[pb.Difference(**{part: "a" * 7})]),
+        )
+        for part in ("field", "client", "server")
     ),
     (
         "terms",
@@ -138,14 +162,15 @@ LIMITS: list[tuple[str, int, Any, Any]] = [
     ("batch", 2, text(2, 0), text(3, 0)),
     ("batch", 2, pb.Tokens(ids=[1, 1]), pb.Tokens(ids=[1, 1, 1])),
     ("tokens", 17, text(1, 17), text(1, 18)),
-    ("image_tokens", 3, image(3, 1), image(4, 1)),
+    ("streams", 1, image(1, 1), changed(pb.Forward, lambda m: m.streams.add(stream=1, shape=[1]))),
+    ("rates", 1, tables(8), changed(pb.Calibrate, lambda m: m.streams[0].tables.extend([pb.Tables()] * 2))),
     ("rank", 3, image(1, 1), image(1, 1, 1)),
     ("elements", 12, image(2, 3), image(7)),
     (
         "elements",
         12,
-        pb.Backward(step=1, micro=2, image=pb.Coded(shape=[12])),
-        pb.Backward(step=1, micro=2, image=pb.Coded(shape=[13])),
+        pb.Backward(step=1, micro=2, streams=[pb.Coded(shape=[12])]),
+        pb.Backward(step=1, micro=2, streams=[pb.Coded(shape=[13])]),
     ),
     (
         "weights",

@@ -5,16 +5,15 @@ from __future__ import annotations
 import re
 from dataclasses import fields
 from pathlib import Path
-from typing import get_args
 
 import pytest
 from conftest import Tiny, make_recipe
 from google.protobuf.descriptor import FieldDescriptor
 from wire_examples import GOLDEN
 
-from bitseam import config
-from bitseam.streams.seam import terms
-from bitseam.text.symbols import _FIRST, _FURTHER, _HERE, _HIDDEN, _IDS, _TURN
+from bitseam.sessions.terms import terms
+from bitseam.streams import Stream, build_streams
+from bitseam.text.prompts import Prompter
 from bitseam.transport.grpc import _METHOD, _SERVICE
 from bitseam.wire import VERSION, Limits
 from bitseam.wire import messages_pb2 as pb
@@ -66,33 +65,31 @@ def test_faults() -> None:
     assert [(int(number), name) for number, name, _ in table("Faults")] == [(v, k) for k, v in pb.Fault.items()]
 
 
+def general(term: str) -> str:
+    """A term with NAME and RATE for those of one stream."""
+    return re.sub(r"^stream\.\w+\.(\w+)(\.\d+)?$", lambda m: f"stream.NAME.{m[1]}" + ".RATE" * bool(m[2]), term)
+
+
 def test_terms(tiny: Tiny) -> None:
     told = {(name, where) for name, where, _ in table("Terms")}
-    found: set[tuple[str, str]] = set()
-    for text in ("ids", "codes"):
-        recipe = make_recipe(tiny, seam__text=text)
-        training, asking = (set(terms(recipe, 17, "f", weights)) for weights in (None, "fresh"))
-        found |= {(name, "both") for name in training & asking}
-        found |= {(name, "TRAIN") for name in training - asking} | {(name, "ASK") for name in asking - training}
+    recipe = make_recipe(tiny, streams__text={})
+    streams, prompter = build_streams(Stream, recipe.streams, recipe.seam.width), Prompter(recipe.text)
+    training, asking = (terms(recipe, streams, prompter, weights) for weights in (None, "fresh"))
+    found = {(general(name), "both") for name in training.keys() & asking.keys()}
+    found |= {(general(name), "TRAIN") for name in training.keys() - asking.keys()}
+    found |= {(general(name), "ASK") for name in asking.keys() - training.keys()}
     assert told == found
+
+
+def test_streams(tiny: Tiny) -> None:
+    recipe = make_recipe(tiny, streams__text={})
+    streams = build_streams(Stream, recipe.streams, recipe.seam.width)
+    assert [row[:2] for row in table("Streams")] == [[name, stream.direction] for name, stream in streams.items()]
 
 
 def test_limits() -> None:
     told = {name: float(value.replace(",", "")) for name, value, _ in table("Limits")}
     assert told == {field.name: getattr(Limits(), field.name) for field in fields(Limits)}
-
-
-def test_codecs() -> None:
-    floats = {"fp32", "fp16", "bf16"}
-    assert {row[0] for row in table("Codecs")} == floats | {"uniform", "entropy-uniform"} | set(
-        get_args(config.GradientName)
-    )
-
-
-def test_symbols() -> None:
-    told = [row[0] for row in table("Symbols of text")]
-    assert told[:5] == [str(mark) for mark in (_FIRST, _FURTHER, _HERE, _TURN, _HIDDEN)]
-    assert told[5] == f"{_IDS} + id"
 
 
 def test_frames() -> None:

@@ -69,26 +69,33 @@ def test_mutated_frames(kind: type[Any], changes: list[tuple[int, int]], whole: 
 
 number = st.integers(0, 2**64 - 1)
 field = st.integers(0, 2**32 - 1)
-coded = st.builds(pb.Coded, shape=st.lists(st.integers(0, 2**32 - 1), max_size=5), payload=st.binary(max_size=9))
-small = st.builds(pb.Coded, shape=st.lists(st.integers(0, 3), max_size=3))
+coded = st.builds(
+    pb.Coded,
+    stream=st.integers(0, 3),
+    shape=st.lists(st.integers(0, 2**32 - 1), max_size=5),
+    payload=st.binary(max_size=9),
+)
+small = st.builds(pb.Coded, stream=st.integers(0, 3), shape=st.lists(st.integers(0, 3), max_size=3))
 text = st.builds(
     pb.Text,
     sequences=st.integers(0, 4) | field,
     tokens=st.integers(0, 9) | field,
     symbols=st.binary(max_size=4),
-    codes=st.none() | coded,
 )
+streams = st.lists(coded | small, max_size=3)
 
 
 @settings(deadline=None)  # of others' work on this machine
 @given(
-    st.builds(pb.Forward, step=number, micro=field, text=text, image=coded | small)
-    | st.builds(pb.Ask, text=text, image=coded | small, max_new_tokens=field)
+    st.builds(pb.Forward, step=number, micro=field, text=text, streams=streams)
+    | st.builds(pb.Ask, text=text, streams=streams, max_new_tokens=field)
     | st.builds(pb.Hello, version=field, purpose=st.integers(-3, 3), terms=st.dictionaries(st.text(), st.text()))
 )
 def test_well_formed_messages_with_any_fields(message: Any) -> None:
     accepted = hear(listener_at(due(type(message)), message), wrap(message))
     if isinstance(accepted, pb.Forward | pb.Ask):
-        assert 1 <= accepted.image.shape[0] <= accepted.text.sequences <= Limits().batch
+        assert 1 <= accepted.text.sequences <= Limits().batch
         assert accepted.text.tokens <= Limits().tokens
-        assert min(accepted.image.shape) >= 1
+        assert all(min(stream.shape) >= 1 for stream in accepted.streams)
+        numbers = [stream.stream for stream in accepted.streams]
+        assert numbers == sorted(set(numbers))

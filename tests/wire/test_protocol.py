@@ -8,7 +8,7 @@ import pytest
 from wire_examples import CLIENT_SAYS, GOLDEN, IMAGE, TEXT, due, pair_at, wrap
 
 from bitseam.errors import LimitError, MalformedError, StateError
-from bitseam.wire import Limits, State
+from bitseam.wire import Limits, Protocol, State
 from bitseam.wire import messages_pb2 as pb
 
 # state -> kind -> the state that follows, from the comment in messages.proto. Refuse is added below.
@@ -91,21 +91,21 @@ def test_a_refused_hello_leaves_no_trace() -> None:
 
 
 def forward(step: int, micro: int) -> pb.Forward:
-    return pb.Forward(step=step, micro=micro, text=TEXT, image=IMAGE)
+    return pb.Forward(step=step, micro=micro, text=TEXT, streams=[IMAGE])
 
 
 @pytest.mark.parametrize(("step", "micro"), [(5, 3), (5, 2), (4, 9), (0, 0)])
 def test_a_step_happens_once(step: int, micro: int) -> None:
     client, server = pair_at(State.TRAINING)
     server.receive(client.send(forward(5, 3)))
-    client.receive(server.send(pb.Backward(step=5, micro=3, image=IMAGE)))
+    client.receive(server.send(pb.Backward(step=5, micro=3, streams=[IMAGE])))
     for attempt in (lambda: client.send(forward(step, micro)), lambda: server.receive(wrap(forward(step, micro)))):
         with pytest.raises(StateError, match=rf"the client sent Forward of step {step}, .* was of step 5"):
             attempt()
-    with pytest.raises(StateError, match="Checkpoint of step 4"):
+    with pytest.raises(StateError, match="Checkpoint of step 4, micro-batch 0"):
         client.send(pb.Checkpoint(step=4))
     server.receive(client.send(forward(5, 4)))
-    client.receive(server.send(pb.Backward(step=5, micro=4, image=IMAGE)))
+    client.receive(server.send(pb.Backward(step=5, micro=4, streams=[IMAGE])))
     server.receive(client.send(pb.Checkpoint(step=5)))
     client.receive(server.send(pb.Ack(step=5)))
     server.receive(client.send(forward(6, 0)))
@@ -114,7 +114,7 @@ def test_a_step_happens_once(step: int, micro: int) -> None:
 @pytest.mark.parametrize(("step", "micro"), [(1, 0), (2, 2), (0, 0)])
 def test_a_gradient_belongs_to_its_step(step: int, micro: int) -> None:
     client, server = pair_at(State.STEPPING)
-    message = pb.Backward(step=step, micro=micro, image=IMAGE)
+    message = pb.Backward(step=step, micro=micro, streams=[IMAGE])
     for attempt in (lambda: server.send(message), lambda: client.receive(wrap(message))):
         with pytest.raises(StateError, match="the server sent Backward of step"):
             attempt()
@@ -145,3 +145,45 @@ def test_a_message_too_large_is_refused_before_it_is_parsed() -> None:
     frame = b"\x5a\x80\x80\x40" + body
     with pytest.raises(LimitError, match="a Goodbye of"):
         server.receive(frame)
+
+
+def test_steps_and_micro_batches_count_from_zero() -> None:
+    client, server = pair_at(State.TRAINING)
+    server.receive(client.send(forward(0, 0)))
+    client.receive(server.send(pb.Backward(step=0, micro=0, streams=[IMAGE])))
+    server.receive(client.send(forward(0, 1)))
+
+
+# Where one may be sent a tensor; everywhere else the other side's frames are small.
+HEAVY = {
+    "server": {State.TRAINING, State.ASKING},  # Calibrate, Forward, Average or Ask
+    "client": {State.STEPPING, State.AVERAGING},  # Backward or Averaged
+}
+
+
+@pytest.mark.parametrize("state", State)
+def test_a_frame_may_be_long_only_where_a_tensor_is_due(state: State) -> None:
+    for side in pair_at(state, Limits(frame_bytes=2000, control_bytes=1000)):
+        assert side.most == (2000 if state in HEAVY[side.role] else 1000)
+
+
+def test_one_message_has_one_frame_whatever_the_order_of_its_terms() -> None:
+    names = [f"term.{number}" for number in range(40)]
+    frames = {
+        Protocol("client").send(pb.Hello(version=1, purpose=pb.TRAIN, terms=dict.fromkeys(order, "x")))
+        for order in (names, names[::-1], names[1::2] + names[::2])
+    }
+    assert len(frames) == 1
+
+
+@pytest.mark.parametrize("octets", range(1, 8))
+def test_a_length_takes_five_bytes_at_the_most(octets: int) -> None:
+    tag, size, *body = bytes.fromhex(GOLDEN[pb.Ack][1])
+    length = bytes([size]) if octets == 1 else bytes([size | 0x80, *[0x80] * (octets - 2), 0])
+    client, _ = pair_at(State.ACKNOWLEDGING)
+    frame = bytes([tag, *length, *body])
+    if octets <= 5:
+        assert client.receive(frame) == GOLDEN[pb.Ack][0]
+    else:
+        with pytest.raises(MalformedError, match="not one message"):
+            client.receive(frame)

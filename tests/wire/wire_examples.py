@@ -26,27 +26,27 @@ GOLDEN: dict[type[Any], tuple[Any, str]] = {
         "1a11080112026e6f1a090a01661201311a0132",
     ),
     pb.Calibrate: (
-        pb.Calibrate(image=pb.Statistics(mean=bytes(4), std=b"\0\0\x80?")),
-        "220e0a0c0a040000000012040000803f",
+        pb.Calibrate(streams=[pb.Statistics(mean=bytes(4), std=b"\0\0\x80?")]),
+        "220e0a0c1204000000001a040000803f",
     ),
     pb.Ack: (pb.Ack(step=7), "2a020807"),
     pb.Forward: (
-        pb.Forward(step=1, micro=2, last=True, text=TEXT, image=IMAGE),
-        "321b0801100218012208080210091a02aabb2a090a0302010312021b02",
+        pb.Forward(step=1, micro=2, last=True, text=TEXT, streams=[IMAGE]),
+        "321b0801100218012208080210091a02aabb2a0912030201031a021b02",
     ),
     pb.Backward: (
-        pb.Backward(step=1, micro=2, loss=1.5, answer_tokens=3, image=IMAGE),
-        "3a1a0801100219000000000000f83f20032a090a0302010312021b02",
+        pb.Backward(step=1, micro=2, loss=1.5, answer_tokens=3, streams=[IMAGE]),
+        "3a1a0801100219000000000000f83f20032a0912030201031a021b02",
     ),
     pb.Checkpoint: (pb.Checkpoint(step=7), "42020807"),
-    pb.Average: (pb.Average(step=7, weights=WEIGHTS), "62110807120d0a010212080000000000000000"),
+    pb.Average: (pb.Average(step=7, weights=WEIGHTS), "62110807120d1201021a080000000000000000"),
     pb.Averaged: (
         pb.Averaged(step=7, weights=WEIGHTS, clients=3),
-        "6a130807120d0a0102120800000000000000001803",
+        "6a130807120d1201021a0800000000000000001803",
     ),
     pb.Ask: (
-        pb.Ask(text=TEXT, image=IMAGE, max_new_tokens=8),
-        "4a170a08080210091a02aabb12090a0302010312021b021808",
+        pb.Ask(text=TEXT, streams=[IMAGE], max_new_tokens=8),
+        "4a170a08080210091a02aabb120912030201031a021b021808",
     ),
     pb.Tokens: (pb.Tokens(ids=[300, 2]), "52050a03ac0202"),
     pb.Goodbye: (pb.Goodbye(reason="bye"), "5a050a03627965"),
@@ -85,6 +85,12 @@ def listener_at(state: State, message: Any, limits: Limits | None = None) -> Pro
     """The side at `state` that would hear such a message."""
     client, server = pair_at(state, limits)
     return server if type(message) in CLIENT_SAYS else client
+
+
+def speaker_at(state: State, message: Any) -> Protocol:
+    """The side at `state` that would send such a message."""
+    client, server = pair_at(state)
+    return client if type(message) in CLIENT_SAYS else server
 
 
 def due(kind: type[Any]) -> State:

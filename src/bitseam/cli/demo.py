@@ -30,7 +30,7 @@ from bitseam.runs.folders import writable
 from bitseam.transport import make_certificates
 
 RECIPE = Path("recipes/demo.toml")
-_FP16 = ["seam.image_up.quantizer=fp16", "seam.image_down.codec=fp16"]
+_FP16 = ["streams.image={quantizer = 'none', codec = 'fp16', gradient = 'fp16'}"]
 _CHANCE = {"recognition": 1 / len(CLASSES), "position": 1 / len(CLASSES), "existence": 0.5}
 _TRAIN, _TEST = 7000, 1000  # photographs
 _SAMPLES = 12

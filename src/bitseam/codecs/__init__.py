@@ -1,9 +1,10 @@
 """Codecs, tensor <-> bytes, by the name that both sides agree on in the handshake."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import MISSING, fields
 from typing import Any
+
+import rfc8785
 
 from bitseam.codecs import plugins
 from bitseam.codecs.base import Codec
@@ -19,7 +20,7 @@ from bitseam.codecs.split_fc import SplitFC
 from bitseam.codecs.stochastic import Stochastic
 from bitseam.codecs.top_k import RandomizedTopK, TopK
 from bitseam.codecs.uniform import Uniform
-from bitseam.errors import BitseamError, CodecError, printable
+from bitseam.errors import BitseamError, CodecError, first_sentence
 
 __all__ = [
     "BUILT_IN",
@@ -72,7 +73,7 @@ def codec_from_config(config: Mapping[str, Any]) -> Codec:
     except BitseamError:
         raise
     except Exception as error:  # of a codec that is not ours
-        raise CodecError(f"codec {kind}: {type(error).__name__}: {printable(str(error))}") from error
+        raise CodecError(f"codec {kind}: {first_sentence(error, named=True)}") from error
 
 
 def codecs() -> dict[str, type[Any]]:
@@ -87,5 +88,12 @@ def _class_of(name: str) -> type[Any]:
 
 
 def canonical(config: Mapping[str, Any]) -> str:
-    """The one text of a codec's configuration: JSON, keys sorted, defaults filled in. Raises as `codec_from_config`."""
-    return json.dumps(codec_from_config(config).config(), sort_keys=True, separators=(",", ":"))
+    """The one text of a codec's configuration: RFC 8785 with defaults filled in, which any language can make.
+
+    Raises as `codec_from_config`.
+    """
+    codec = codec_from_config(config)
+    try:
+        return rfc8785.dumps(codec.config()).decode()
+    except rfc8785.CanonicalizationError as error:
+        raise CodecError(f"codec {codec.codec_id}: options that are no JSON: {error}") from error

@@ -23,6 +23,12 @@ def check_block(block: int | str) -> None:
         raise CodecError(f'block must be "token" or a positive whole number, not {block!r}')
 
 
+def check_bits(bits: int) -> None:
+    """Raise CodecError unless elements of so many bits can have 2^bits values within a byte, zero among them."""
+    if type(bits) is not int or not 2 <= bits <= 8:
+        raise CodecError(f"bits must be a whole number from 2 to 8, not {bits!r}")
+
+
 @dataclass(frozen=True)
 class Blocks:
     """A tensor (..., C) as tokens (T, C), each cut into `per_token` blocks of `size`, the last one filled up.

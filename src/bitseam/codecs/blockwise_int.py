@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from bitseam.codecs.base import Codec
-from bitseam.codecs.blocks import Blocks, bfloat16_nearest, bfloat16_up, check_block, per_block, read_scales
+from bitseam.codecs.blocks import Blocks, bfloat16_nearest, bfloat16_up, check_bits, check_block, per_block, read_scales
 from bitseam.codecs.floating import little_endian
 from bitseam.codecs.packing import pack, packed_bytes
 from bitseam.codecs.stochastic import round_at_random
@@ -37,8 +37,7 @@ class BlockwiseInt(Codec):
     rounding: str = "nearest"
 
     def __post_init__(self) -> None:
-        if type(self.bits) is not int or not 2 <= self.bits <= 8:
-            raise CodecError(f"bits must be a whole number from 2 to 8, not {self.bits!r}")
+        check_bits(self.bits)
         check_block(self.block)
         if self.rounding not in ("nearest", "stochastic"):
             raise CodecError(f'rounding must be "nearest" or "stochastic", not {self.rounding!r}')

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from bitseam.codecs.base import Codec
-from bitseam.codecs.blocks import Blocks, bfloat16_nearest, check_block, per_block, read_scales
+from bitseam.codecs.blocks import Blocks, bfloat16_nearest, check_bits, check_block, per_block, read_scales
 from bitseam.codecs.floating import little_endian
 from bitseam.codecs.packing import pack, packed_bytes, unpack
 from bitseam.errors import CodecError
@@ -35,8 +35,7 @@ class NormalFloat(Codec):
     block: int | str = 64
 
     def __post_init__(self) -> None:
-        if type(self.bits) is not int or not 2 <= self.bits <= 8:
-            raise CodecError(f"bits must be a whole number from 2 to 8, not {self.bits!r}")
+        check_bits(self.bits)
         check_block(self.block)
 
     def _payload_bytes(self, shape: tuple[int, ...]) -> int:

@@ -12,7 +12,7 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
 from bitseam.codecs.base import Codec
-from bitseam.errors import CodecError, printable
+from bitseam.errors import CodecError, first_sentence
 
 GROUP = "bitseam.codecs"
 
@@ -42,7 +42,7 @@ def load(name: str, ours: Collection[str]) -> type[Any]:
     try:
         kind = points[0].load()
     except Exception as error:  # whatever another's module raises
-        raise CodecError(f"{what} cannot be imported: {type(error).__name__}: {printable(str(error))}") from error
+        raise CodecError(f"{what} cannot be imported: {first_sentence(error, named=True)}") from error
     if not (isinstance(kind, type) and issubclass(kind, Codec) and is_dataclass(kind)):
         raise CodecError(f"{what} is no dataclass derived from bitseam.codecs.Codec")
     if (own := getattr(kind, "codec_id", None)) != name:

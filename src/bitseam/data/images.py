@@ -13,8 +13,8 @@ from typing import BinaryIO
 from PIL import Image, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile, get_sampling, jpeg_factory
 
-from bitseam.errors import DataError, printable
-from bitseam.models.vision.pictures import cause, quiet, reduction, upright_rgb
+from bitseam.errors import DataError, first_sentence, printable
+from bitseam.models.vision.pictures import quiet, reduction, upright_rgb
 
 # Millions of pixels, such that each decoder stays below 1 GB and 10 s, by what it was measured to take for a pixel.
 MOST_MEGAPIXELS = {
@@ -57,7 +57,7 @@ def open_image(path: Path) -> Image.Image:
     except UnidentifiedImageError as error:
         raise DataError(f"{name}: not a readable image of the formats {', '.join(MOST_MEGAPIXELS)}") from error
     except Exception as error:  # decoders raise anything
-        raise DataError(f"{name}: not a readable image: {cause(error)}") from error
+        raise DataError(f"{name}: not a readable image: {first_sentence(error)}") from error
 
 
 def _open(file: BinaryIO) -> Image.Image:

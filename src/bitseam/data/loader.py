@@ -1,8 +1,8 @@
 """Worker processes that decode and resize images ahead of the step.
 
-They are started by a server process that has no threads (`forkserver`), never forked from one that speaks gRPC, and end
-with the process that they work for, however it ends. A supervisor that tells all processes of a run to stop does not
-end them before it: the step under way needs them.
+They are fresh interpreters, never forked from a process that has threads of gRPC, and end with the process that they
+work for, however it ends. A supervisor that tells all processes of a run to stop does not end them before it: the step
+under way needs them.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
-from multiprocessing import forkserver, resource_tracker
+from multiprocessing import resource_tracker
 from multiprocessing.connection import wait
+from multiprocessing.context import SpawnContext, SpawnProcess
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -31,14 +32,25 @@ _STOPPING = (signal.SIGTERM, signal.SIGHUP)
 Pixels = Callable[[Sequence[Any]], Any]  # B images -> tensor (B, 3, H, W)
 
 
+class _Worker(SpawnProcess):
+    """Signals to stop are held off from its first moment on: a process begins with the mask of who starts it."""
+
+    def start(self) -> None:
+        resource_tracker.ensure_running()  # or starting the process would, and that changes the mask
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOPPING)
+        try:
+            super().start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+class _Shielded(SpawnContext):
+    Process = _Worker
+
+
 def start_workers(count: int, prepare: Callable[..., None] | None = None, *given: object) -> ProcessPoolExecutor:
     """A pool of processes. prepare: is called in each with what is given, before its first task."""
-    context = multiprocessing.get_context("forkserver")
-    if sys.platform == "linux":
-        resource_tracker.ensure_running()  # changes the mask by itself
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOPPING)
-        forkserver.ensure_running()  # which keeps the mask, and so do the workers
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    context = _Shielded() if sys.platform == "linux" else multiprocessing.get_context("spawn")
     return ProcessPoolExecutor(count, context, partial(_begin, prepare, *given))
 
 

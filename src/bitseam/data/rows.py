@@ -107,12 +107,6 @@ def listed(bad: Sequence[BadRow]) -> str:
     return "\n".join(lines)
 
 
-def shortened(value: object) -> str:
-    """A value as it is written in a message, cut where it is long."""
-    text = ascii(value) if isinstance(value, str) and not _is_writable(value) else repr(value)
-    return text if len(text) <= _SHORT else f"{text[:_SHORT]}... ({len(text):,} characters)"
-
-
 @contextmanager
 def _without_collection() -> Iterator[None]:
     """While many objects are made that all stay, looking for garbage among them takes as long as making them."""
@@ -157,22 +151,20 @@ class _Reader:
 
     def _find(self, image: str) -> Path | str:
         if image.startswith("data:"):
-            return f"image is a data URI, {shortened(image)}: save the picture as a file and give its path"
+            return f"image is a data URI, {_shown(image)}: save the picture as a file and give its path"
         path = self._folder / image
         try:
             mode = os.stat(path).st_mode
         except FileNotFoundError:
-            return f"image {_named(path)} does not exist"
+            return f"image {printable(str(path))} does not exist"
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or str(error)
-            return f"image {_named(path)} cannot be reached: {reason}"
-        return path if stat.S_ISREG(mode) else f"image {_named(path)} is not a file"
+            return f"image {printable(str(path))} cannot be reached: {reason}"
+        return path if stat.S_ISREG(mode) else f"image {printable(str(path))} is not a file"
 
 
-def _named(path: Path) -> str:
-    """A path in one line, whole unless it is longer than any that people have."""
-    text = str(path)
-    return printable(text, 256 if len(text) <= 256 else 100)
+def _shown(value: object) -> str:
+    return printable(repr(value), _SHORT)
 
 
 def _check_start(line: bytes) -> None:
@@ -197,7 +189,7 @@ def _unique(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
     plain: dict[str, Any] = {}
     for key, value in pairs:
         if key in plain:
-            raise _BadValueError(f"{shortened(key)} stands in it twice")
+            raise _BadValueError(f"{_shown(key)} stands in it twice")
         plain[key] = value
     return plain
 
@@ -231,12 +223,12 @@ def _text(plain: dict[str, Any], name: str) -> str:
         if value is None:
             raise _BadValueError(f"{name} is missing")
         if isinstance(value, list | dict):
-            raise _BadValueError(f"{name} is not one text but {shortened(value)}")
-        raise _BadValueError(f"{name} is not text but {shortened(value)}: write it in quotes")
+            raise _BadValueError(f"{name} is not one text but {_shown(value)}")
+        raise _BadValueError(f"{name} is not text but {_shown(value)}: write it in quotes")
     if not value.strip():
         raise _BadValueError(f"{name} is missing: its text is empty")
     if not (value.isascii() or _is_writable(value)):
-        raise _BadValueError(f"{name} has half of a surrogate pair, which is no character: {shortened(value)}")
+        raise _BadValueError(f"{name} has half of a surrogate pair, which is no character: {_shown(value)}")
     return value
 
 

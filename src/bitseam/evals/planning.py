@@ -26,6 +26,7 @@ from bitseam.models.client import ClientModel
 from bitseam.models.server import ServerModel
 from bitseam.quant import RDFSQ, LearnedClipFSQ, StepFSQ
 from bitseam.quant.planning import ChannelPlan, crossing, plan_channels, symbol_counts
+from bitseam.quant.rd_fsq import ProjectingQuantizer
 from bitseam.streams.through_codec import ThroughCodec
 from bitseam.text.batch import TextBatch
 
@@ -70,7 +71,7 @@ class FrozenPair:
 
     def _projected(self, name: str, features: Tensor) -> Tensor:
         quantizer = self.client.senders()[name].quantizer
-        assert isinstance(quantizer, ThroughCodec | RDFSQ)  # see `_AFFINE`
+        assert isinstance(quantizer, ProjectingQuantizer)  # see `_AFFINE`
         return quantizer.projected(features)
 
     def gradients(self, text: TextBatch, z: Mapping[str, Tensor]) -> tuple[float, dict[str, Tensor]]:

@@ -72,7 +72,10 @@ class Layout:
 
 
 def packed(text: TextBatch, tokens: int, ids_known: bool = True) -> Layout:
-    """For training. tokens: of an image; ids_known: sequences share only a beginning known to be the same."""
+    """For training, where something follows the image in each sequence.
+
+    tokens: of an image; ids_known: sequences share only a beginning known to be the same.
+    """
     groups: dict[object, list[int]] = {}
     starts = (text.lengths.cumsum(0) - text.lengths).tolist()
     ids = text.ids.tolist()

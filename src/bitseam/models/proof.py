@@ -15,11 +15,10 @@ from typing import Any, Literal
 import torch
 
 from bitseam import config
-from bitseam.errors import ModelError
+from bitseam.errors import ModelError, first_sentence
 from bitseam.models.positions import most_positions
 from bitseam.models.server import ServerModel, Ways
 from bitseam.models.trial import FAILURES, TOLERANCES, Trial
-from bitseam.models.weights import first_sentence
 
 _DRAWS = 2  # a router or a maximum that hangs on the last bit of one draw's rows does not in the other's
 _LENGTHS = ("window", "chunk", "original_max_position")  # in names of settings: lengths from which a model differs
@@ -111,7 +110,7 @@ class _Found:
                 try:
                     found = compare(trial, ways)
                 except FAILURES as error:
-                    why = f"{type(error).__name__}: {first_sentence(error)}"
+                    why = first_sentence(error, named=True)
                     break
                 what = max(found, key=lambda name: found[name] / TOLERANCES[name])
                 if found[what] <= TOLERANCES[what]:

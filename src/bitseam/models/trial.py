@@ -15,10 +15,9 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import GenerationConfig
 
-from bitseam.errors import ModelError
+from bitseam.errors import ModelError, first_sentence
 from bitseam.models.language.half import plain_settings
 from bitseam.models.server import ServerModel, Ways
-from bitseam.models.weights import first_sentence
 from bitseam.text.batch import TextBatch
 
 # Relative. In models of 30 layers and 135 million weights rounding of float32 is 1e-6 in a loss and 1e-5 in a gradient,

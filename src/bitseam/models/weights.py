@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from bitseam.errors import ModelError
+from bitseam.errors import ModelError, first_sentence
 
 _NAMED = 3  # tensors in an error's line
 
@@ -63,12 +62,3 @@ def some(names: Iterable[str]) -> str:
     listed = sorted(names)
     more = f" and {len(listed) - _NAMED} more" if len(listed) > _NAMED else ""
     return ", ".join(listed[:_NAMED]) + more
-
-
-def first_sentence(error: BaseException) -> str:
-    """Of a message that may go on for thousands of characters; the error's class where it says little or nothing."""
-    text = " ".join(str(error).split())
-    if isinstance(error, KeyError):
-        text = f"{type(error).__name__}: {text}"
-    sentence = re.split(r"(?<=[.!?])\s", text, maxsplit=1)[0].rstrip(".:; ")
-    return (sentence[:297] + "..." if len(sentence) > 300 else sentence) or type(error).__name__

@@ -1,25 +1,25 @@
 """Running principal directions of the channels: the Karhunen-Loeve transform, renewed when it has drifted enough."""
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from bitseam.errors import CodecError
-from bitseam.quant.statistics import VARIANCE_FLOOR
+from bitseam.quant.statistics import VARIANCE_FLOOR, RunningStatistics
 
 # int8: an entry is off by 1 / 440 at most, and a direction leaks some 0.0005 of its energy into all others together.
 ONE = 127
 
 
-class PrincipalDirections(nn.Module):
+class PrincipalDirections(RunningStatistics):
     """z (..., C) -> its principal components in units of the channels' root mean square deviation, strongest first.
 
     `mean` (C,), `scale` () and `rotation` int8 (C, C), whose columns / 127 are the directions, are those in use, which
     the other side must know. In training they follow running ones: mean and scale once these have drifted off by
     `DRIFT` deviations, the rotation once it has cost as many bits as sending another one takes (the bound of ski
     rental: at the worst twice the bits of knowing beforehand). A batch is counted after it was transformed, so that no
-    code depends on a batch neighbour; in eval nothing moves. Autograd sees constants. All is in buffers.
+    code depends on a batch neighbour; in eval nothing moves. Autograd sees constants.
     """
 
+    WHAT = "principal directions"
     DRIFT = 0.1
     MOMENTUM = 0.05  # of a micro-batch
     CHECK_EVERY = 8  # micro-batches: an eigendecomposition of C x C takes time
@@ -30,7 +30,6 @@ class PrincipalDirections(nn.Module):
     running_covariance: Tensor
     lost: Tensor
     unchecked: Tensor
-    calibrated: Tensor
 
     def __init__(self, channels: int, step: float) -> None:
         """step: of the levels made of the components, in deviations; what drifts is judged by it."""
@@ -43,7 +42,6 @@ class PrincipalDirections(nn.Module):
         self.register_buffer("running_covariance", torch.eye(channels))
         self.register_buffer("lost", torch.zeros((), dtype=torch.float64))  # bits
         self.register_buffer("unchecked", torch.zeros(2, dtype=torch.int64))  # micro-batches and tokens
-        self.register_buffer("calibrated", torch.tensor(False))
 
     def forward(self, z: Tensor) -> Tensor:
         """Components (..., C). Raises CodecError before the first `calibrate`."""
@@ -52,30 +50,12 @@ class PrincipalDirections(nn.Module):
             self._follow()
         components = (z - self.mean) @ self.directions() / self.scale
         if self.training:
-            self._count(z.detach())
+            self.count(z.detach())
         return components
 
     def directions(self) -> Tensor:
         """(C, C), a direction in each column: what `rotation` says, not orthogonal to the last bit."""
         return self.rotation.float() / ONE
-
-    @torch.no_grad()
-    def calibrate(self, z: Tensor) -> None:
-        """Forget everything and take the statistics of z (..., C). Raises CodecError under two tokens."""
-        tokens = z.reshape(-1, z.shape[-1])
-        if len(tokens) < 2:
-            raise CodecError(f"calibration needs the features of two tokens at least, not {len(tokens)}")
-        self.running_mean.copy_(tokens.mean(0))
-        off = tokens - self.running_mean
-        self.running_covariance.copy_(off.T @ off / len(tokens))
-        self._use_scale()
-        self._use_rotation(self._principal())
-        self.calibrated.fill_(True)
-
-    def require_calibrated(self) -> None:
-        """Raise CodecError before the first `calibrate`."""
-        if not self.calibrated:
-            raise CodecError("the quantizer's principal directions are not calibrated: call calibrate(features) first")
 
     def _running_scale(self) -> Tensor:
         return self.running_covariance.diagonal().mean().clamp_min(VARIANCE_FLOOR).sqrt()
@@ -112,11 +92,14 @@ class PrincipalDirections(nn.Module):
         error = self.step**2 / 12 / len(variance)
         return (1 + variance / error).log2().sum() / 2
 
-    @torch.no_grad()
-    def _count(self, z: Tensor) -> None:
-        tokens = z.reshape(-1, z.shape[-1])
-        if len(tokens) == 0:
-            return
+    def _take(self, tokens: Tensor) -> None:
+        self.running_mean.copy_(tokens.mean(0))
+        off = tokens - self.running_mean
+        self.running_covariance.copy_(off.T @ off / len(tokens))
+        self._use_scale()
+        self._use_rotation(self._principal())
+
+    def _count(self, tokens: Tensor) -> None:
         off = tokens - self.running_mean
         shift, keep = off.mean(0), 1 - self.MOMENTUM
         centred = off - shift

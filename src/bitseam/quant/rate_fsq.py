@@ -4,18 +4,18 @@ x (..., D) -> z = W x + b (..., C) -> principal components, in deviations -> nea
 """
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from bitseam.errors import CodecError
-from bitseam.quant.base import Quantized, Quantizer, straight_through
+from bitseam.quant.base import Quantized, straight_through
 from bitseam.quant.contexts import check_contexts, contexts_of
 from bitseam.quant.finite import require_finite
 from bitseam.quant.principal import PrincipalDirections
-from bitseam.quant.rd_fsq import semi_orthogonal
+from bitseam.quant.rd_fsq import ProjectingQuantizer
 from bitseam.quant.uniform import check_grid, from_indices, to_indices
 
 
-class RateFSQ(Quantizer):
+class RateFSQ(ProjectingQuantizer):
     """Reverse water-filling (Cover and Thomas, chapter 10) of features that vary together: the transform that leaves
     least to code is the Karhunen-Loeve transform, and all its components get the same step. Weak ones fall silent.
 
@@ -36,11 +36,7 @@ class RateFSQ(Quantizer):
         if levels % 2 == 0:
             raise CodecError(f"rate-fsq needs an odd number of levels, not {levels}: zero must be one of them")
         self.levels = levels
-        self.project = nn.Linear(width, channels)
         self.principal = PrincipalDirections(channels, 2 * clip / (levels - 1))
-        with torch.no_grad():
-            self.project.weight.copy_(semi_orthogonal(channels, width))
-            self.project.bias.zero_()
         self.use(clip, torch.zeros(channels, 1, levels))
 
     def use(self, clip: float, prices: Tensor) -> None:
@@ -64,11 +60,6 @@ class RateFSQ(Quantizer):
         """int8 (C, C): columns / 127 are the directions that the components are along."""
         return self.principal.rotation.clone()
 
-    def projected(self, features: Tensor) -> Tensor:
-        """What is rotated and quantized: (..., D) -> (..., C). Raises as `forward` does."""
-        with torch.autocast(features.device.type, enabled=False):
-            return self._projected(self._checked(features))
-
     def _quantize(self, x: Tensor) -> Quantized:
         clip = self.clip
         y = self.principal(self._projected(x))
@@ -90,8 +81,3 @@ class RateFSQ(Quantizer):
 
     def _calibrate(self, x: Tensor) -> None:
         self.principal.calibrate(self._projected(x))
-
-    def _projected(self, x: Tensor) -> Tensor:
-        z = self.project(x)
-        require_finite(z, "projected features at the quantizer")
-        return z

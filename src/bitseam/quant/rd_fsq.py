@@ -29,6 +29,16 @@ def semi_orthogonal(channels: int, width: int) -> Tensor:
     return basis.float()
 
 
+def semi_orthogonal_map(inputs: int, outputs: int) -> nn.Linear:
+    """A linear map that starts as `semi_orthogonal` where it narrows, as its transpose where it widens."""
+    linear = nn.Linear(inputs, outputs)
+    narrow = semi_orthogonal(min(inputs, outputs), max(inputs, outputs))
+    with torch.no_grad():
+        linear.weight.copy_(narrow if outputs <= inputs else narrow.T)
+        linear.bias.zero_()
+    return linear
+
+
 def snap(z: Tensor, levels: int, clip: float) -> Quantized:
     """Normalised z (..., C) -> its nearest levels, with the gradient of the clip: one inside, zero outside.
 
@@ -40,11 +50,34 @@ def snap(z: Tensor, levels: int, clip: float) -> Quantized:
     return Quantized(straight_through(z.clamp(-clip, clip), snapped), misfit.sum() / max(misfit.numel(), 1))
 
 
-class RDFSQ(Quantizer):
+class ProjectingQuantizer(Quantizer):
+    """x (..., D) -> z = W x + b (..., C), of which a subclass makes levels.
+
+    Starts near the identity: z = x where C == D, else a fixed semi-orthogonal projection.
+    """
+
+    project: nn.Module
+
+    def __init__(self, width: int, channels: int, square: bool = True) -> None:
+        """square: whether there is a map where C == D too."""
+        super().__init__(width, channels)
+        self.project = semi_orthogonal_map(width, channels) if square or channels < width else nn.Identity()
+
+    def projected(self, features: Tensor) -> Tensor:
+        """What is normalised and quantized: (..., D) -> (..., C). Raises as `forward` does."""
+        with torch.autocast(features.device.type, enabled=False):
+            return self._projected(self._checked(features))
+
+    def _projected(self, x: Tensor) -> Tensor:
+        z = self.project(x)
+        require_finite(z, "projected features at the quantizer")  # weights that diverged must not spoil the statistics
+        return z
+
+
+class RDFSQ(ProjectingQuantizer):
     """RD-FSQ with running statistics of each channel, so that an image's code depends on that image alone.
 
-    Levels are in units of a channel's deviation, from -clip to clip. Starts near the identity: z = x where C == D,
-    else a fixed semi-orthogonal projection. `calibrate` before the first forward.
+    Levels are in units of a channel's deviation, from -clip to clip. `calibrate` before the first forward.
     """
 
     def __init__(self, width: int, channels: int, levels: int, clip: float, momentum: float = 0.1) -> None:
@@ -53,11 +86,7 @@ class RDFSQ(Quantizer):
         check_grid(levels, clip)
         self.levels = levels
         self.clip = clip
-        self.project = nn.Linear(width, channels)
         self.normalise = ChannelStatistics(channels, momentum)
-        with torch.no_grad():
-            self.project.weight.copy_(semi_orthogonal(channels, width))
-            self.project.bias.zero_()
 
     def statistics(self) -> tuple[Tensor, Tensor]:
         """Mean (C,) and standard deviation (C,). Raises CodecError before the first `calibrate`."""
@@ -68,21 +97,11 @@ class RDFSQ(Quantizer):
         """Keep the statistics as they are from now on."""
         self.normalise.freeze()
 
-    def projected(self, features: Tensor) -> Tensor:
-        """What is quantized, before it is normalised: (..., D) -> (..., C). Raises as `forward` does."""
-        with torch.autocast(features.device.type, enabled=False):
-            return self._projected(self._checked(features))
-
     def _quantize(self, x: Tensor) -> Quantized:
         return snap(self.normalise(self._projected(x)), self.levels, self.clip)
 
     def _calibrate(self, x: Tensor) -> None:
         self.normalise.calibrate(self._projected(x))
-
-    def _projected(self, x: Tensor) -> Tensor:
-        z = self.project(x)
-        require_finite(z, "projected features at the quantizer")  # weights that diverged must not spoil the statistics
-        return z
 
 
 class TensorRDFSQ(Quantizer):

@@ -1,4 +1,7 @@
-"""Running statistics of each channel."""
+"""Running statistics of z (..., C), and those of each channel."""
+
+from abc import ABC, abstractmethod
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -9,21 +12,64 @@ from bitseam.errors import CodecError
 VARIANCE_FLOOR = 1e-8
 
 
-class ChannelStatistics(nn.Module):
+class RunningStatistics(nn.Module, ABC):
+    """What is known of z (..., C) from a calibration and, in training, from every batch since.
+
+    All is in buffers: a checkpoint remembers it.
+    """
+
+    WHAT: ClassVar[str]  # these statistics, in an error
+    calibrated: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("calibrated", torch.tensor(False))
+
+    @torch.no_grad()
+    def calibrate(self, z: Tensor) -> None:
+        """Forget everything and take the statistics of z (..., C). Raises CodecError under two tokens."""
+        tokens = z.reshape(-1, z.shape[-1])
+        if len(tokens) < 2:
+            raise CodecError(f"calibration needs the features of two tokens at least, not {len(tokens)}")
+        self._take(tokens)
+        self.calibrated.fill_(True)
+
+    def require_calibrated(self) -> None:
+        """Raise CodecError before the first `calibrate`."""
+        if not self.calibrated:
+            raise CodecError(f"the quantizer's {self.WHAT} are not calibrated: call calibrate(features) first")
+
+    @torch.no_grad()
+    def count(self, z: Tensor) -> None:
+        """Let the running statistics follow z (..., C), which may have no tokens."""
+        tokens = z.reshape(-1, z.shape[-1])
+        if len(tokens):
+            self._count(tokens)
+
+    @abstractmethod
+    def _take(self, tokens: Tensor) -> None:
+        """Begin with tokens (T, C), two at least."""
+
+    @abstractmethod
+    def _count(self, tokens: Tensor) -> None:
+        """Go on with tokens (T, C), one at least."""
+
+
+class ChannelStatistics(RunningStatistics):
     """Normalise z (..., C) to zero mean and unit deviation per channel, by statistics of *earlier* batches.
 
     `mean` and `std` (C,) are those in use, which the other side must know. In training they follow the running ones
     only once these have drifted off by `DRIFT` deviations (root mean square over channels), so that they are sent
     seldom. A batch is normalised first and counted after, so that no code depends on a batch neighbour; in eval and
-    after `freeze` nothing moves. Autograd sees constants. All is in buffers: a checkpoint remembers it.
+    after `freeze` nothing moves. Autograd sees constants.
     """
 
+    WHAT = "channel statistics"
     DRIFT = 0.05
     mean: Tensor
     std: Tensor
     running_mean: Tensor
     running_var: Tensor
-    calibrated: Tensor
     frozen: Tensor
 
     def __init__(self, channels: int, momentum: float) -> None:
@@ -35,7 +81,6 @@ class ChannelStatistics(nn.Module):
             self.register_buffer(name, torch.zeros(channels))
         for name in ("std", "running_var"):
             self.register_buffer(name, torch.ones(channels))
-        self.register_buffer("calibrated", torch.tensor(False))
         self.register_buffer("frozen", torch.tensor(False))
 
     def forward(self, z: Tensor) -> Tensor:
@@ -46,29 +91,12 @@ class ChannelStatistics(nn.Module):
             self._use_running()
         normalised = (z - self.mean) / self.std
         if counting:
-            self._count(z.detach())
+            self.count(z.detach())
         return normalised
-
-    @torch.no_grad()
-    def calibrate(self, z: Tensor) -> None:
-        """Forget everything and take the statistics of z (..., C). Raises CodecError under two tokens."""
-        tokens = z.reshape(-1, z.shape[-1])
-        if len(tokens) < 2:
-            raise CodecError(f"calibration needs the features of two tokens at least, not {len(tokens)}")
-        var, mean = torch.var_mean(tokens, dim=0, correction=0)
-        self.running_mean.copy_(mean)
-        self.running_var.copy_(var)
-        self._use_running()
-        self.calibrated.fill_(True)
 
     def freeze(self) -> None:
         """Stop counting, in training too."""
         self.frozen.fill_(True)
-
-    def require_calibrated(self) -> None:
-        """Raise CodecError before the first `calibrate`."""
-        if not self.calibrated:
-            raise CodecError("the quantizer's channel statistics are not calibrated: call calibrate(features) first")
 
     def _running_std(self) -> Tensor:
         return self.running_var.clamp_min(VARIANCE_FLOOR).sqrt()
@@ -82,11 +110,13 @@ class ChannelStatistics(nn.Module):
         off = torch.maximum((self.running_mean - self.mean).abs(), (self._running_std() - self.std).abs()) / self.std
         return float(off.square().mean().sqrt())
 
-    @torch.no_grad()
-    def _count(self, z: Tensor) -> None:
-        tokens = z.reshape(-1, z.shape[-1])
-        if len(tokens) == 0:
-            return
+    def _take(self, tokens: Tensor) -> None:
+        var, mean = torch.var_mean(tokens, dim=0, correction=0)
+        self.running_mean.copy_(mean)
+        self.running_var.copy_(var)
+        self._use_running()
+
+    def _count(self, tokens: Tensor) -> None:
         var, mean = torch.var_mean(tokens, dim=0, correction=0)
         # Variance of the mixture of old and new (Finch, "Incremental calculation of weighted mean and variance", 2009).
         shift = mean - self.running_mean

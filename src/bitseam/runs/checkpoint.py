@@ -25,14 +25,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from bitseam import config
-from bitseam.errors import ConfigError, ModelError
+from bitseam.errors import ConfigError, ModelError, first_sentence
 from bitseam.models.client import ClientModel
 from bitseam.models.language.half import load_language_half
 from bitseam.models.language.loading import load_token_embedding
 from bitseam.models.proof import prove
 from bitseam.models.server import ServerModel
 from bitseam.models.vision.half import load_vision_half
-from bitseam.models.weights import first_sentence, require_readable
+from bitseam.models.weights import require_readable
 from bitseam.runs.folders import name_of, whole_checkpoints, written
 
 FRESH = "fresh"

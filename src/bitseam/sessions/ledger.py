@@ -40,12 +40,10 @@ class Ledger:
         kind, rest = type(message).__name__, len(frame)
         for coded in getattr(message, "streams", ()):
             if isinstance(coded, pb.Coded):
-                stream = self.streams[coded.stream]
-                codec = stream.codec(coded.rate) if direction == stream.direction else stream.gradient_codec
-                numbers = math.prod(coded.shape[:-1]) * stream.width  # on the wire it may have fewer channels
-                rest -= self._add_payload(direction, kind, f"{stream.name} ({codec.codec_id})", coded, numbers)
+                rest -= self._add_payload(direction, kind, *self._part(direction, coded), coded)
         if isinstance(message, pb.Average | pb.Averaged):
-            rest -= self._add_payload(direction, kind, "weights", message.weights, math.prod(message.weights.shape))
+            numbers = math.prod(message.weights.shape)
+            rest -= self._add_payload(direction, kind, "weights", numbers, message.weights)
         self._add(direction, kind, "rest", rest, rest)
 
     def total(self, direction: Direction | None = None) -> Entry:
@@ -73,7 +71,16 @@ class Ledger:
             for name in vars(entry):
                 setattr(entry, name, getattr(entry, name) + row[name])
 
-    def _add_payload(self, direction: Direction, kind: str, part: str, coded: pb.Coded, numbers: int) -> int:
+    def _part(self, direction: Direction, coded: pb.Coded) -> tuple[str, int]:
+        """What a coded tensor is, and of how many numbers; those of a stream nobody agreed to are refused later."""
+        if coded.stream >= len(self.streams):
+            return f"stream {coded.stream}", math.prod(coded.shape)
+        stream = self.streams[coded.stream]
+        codec = stream.codec(0) if direction == stream.direction else stream.gradient_codec
+        # A token may have fewer channels on the wire than it has features.
+        return f"{stream.name} ({codec.codec_id})", math.prod(coded.shape[:-1]) * stream.width
+
+    def _add_payload(self, direction: Direction, kind: str, part: str, numbers: int, coded: pb.Coded) -> int:
         """Returns its bytes."""
         size = len(coded.payload)
         if size:

@@ -44,7 +44,6 @@ def session_limits(recipe: config.Recipe, vocabulary: int) -> Limits:
         batch=batch,
         streams=len(streams),
         rates=max(stream.rates for stream in streams),
-        image_tokens=recipe.seam.max_tokens,
         tokens=tokens,
         weights=weights,
         channels=widest,
@@ -98,7 +97,8 @@ def require_rows(
     text: TextBatch, recipe: config.Recipe, image_tokens: int = 0, positions: int | None = None, new: int = 0
 ) -> None:
     """Raise LimitError for a sequence that is longer than the recipe's rows, since attention takes its length squared,
-    or with its image and `new` tokens than the model has positions; CodecError for an answer that nothing predicts."""
+    or with its image and `new` tokens than the model has positions; CodecError for an answer that nothing predicts and,
+    in training (no `new` tokens), for a sequence in which nothing follows the image."""
     if image_tokens > recipe.seam.max_tokens:
         raise LimitError(f"image: {image_tokens} tokens; seam.max_tokens is {recipe.seam.max_tokens}")
     longest, most = int(text.lengths.max()), recipe.text.max_tokens
@@ -109,6 +109,8 @@ def require_rows(
             f"text: {longest} tokens, {image_tokens} of the image and {new} new ones are more than the language "
             f"model's {positions} positions"
         )
+    if not new and (text.image_at == text.lengths).any():
+        raise CodecError("text: nothing follows the image of a sequence, so that nothing is learned about it")
     starts = (text.lengths.cumsum(0) - text.lengths)[(text.image_at > 0) & (text.lengths > 0)]
     if text.answers[starts].any():
         raise CodecError("text: a sequence begins with an answer, which nothing before it predicts")

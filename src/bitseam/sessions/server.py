@@ -6,7 +6,8 @@ import logging
 import math
 import secrets
 import time
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from functools import partial
 from hashlib import blake2b
@@ -41,6 +42,15 @@ log = logging.getLogger(__name__)
 
 current_session: ContextVar[ServerSession | None] = ContextVar("current_session", default=None)  # for logs
 _WEIGHTS = Fp32()  # of client halves that are averaged
+
+
+@contextmanager
+def _theirs() -> Iterator[None]:
+    """While this lasts, NaN and infinity come from the client: a CodecError like any other of its bytes."""
+    try:
+        yield
+    except NonFiniteError as error:
+        raise CodecError(str(error)) from error
 
 
 class ServerSession:
@@ -96,7 +106,7 @@ class ServerSession:
             raise  # it may come back, and finds its seat
         except (WireError, CodecError) as error:
             self._party.leave(self._seat)
-            ours = isinstance(error, NonFiniteError)  # what arrives cannot hold NaN: its codec has refused it
+            ours = isinstance(error, NonFiniteError)  # what arrives is read by `_theirs`
             self._refuse(pb.SERVER_ERROR if ours else pb.BAD_MESSAGE, str(error))
             raise
         except QuotaError as error:
@@ -196,7 +206,8 @@ class ServerSession:
         seat = self._require_seat()
         if message.step != seat.step:
             raise WireError(f"average of step {message.step} where {seat.step} is the last whole one")
-        weights = decode(_WEIGHTS, message.weights, tuple(message.weights.shape), "weights", torch.device("cpu"))
+        with _theirs():
+            weights = decode(_WEIGHTS, message.weights, tuple(message.weights.shape), "weights", torch.device("cpu"))
         mean, clients = self._party.averaging.average(seat, int(message.step), weights)
         self._peer.send(pb.Averaged(step=message.step, weights=encode(_WEIGHTS, mean), clients=clients))
 
@@ -206,11 +217,13 @@ class ServerSession:
             raise StateError("this session is over: its client has begun another")
         return self._seat
 
+    @_theirs()
     def _calibrate(self, message: pb.Calibrate) -> None:
         self._require_seat()
         self._party.face(self.client)
         self._party.learn(self.client, message)
 
+    @_theirs()
     def _read(self, message: pb.Forward | pb.Ask) -> tuple[TextBatch, dict[str, Tensor]]:
         """The batch, and levels (..., C) of each stream. Raises CodecError for a stream too few or too many."""
         party, model = self._party, self._party.model

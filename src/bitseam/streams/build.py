@@ -17,7 +17,8 @@ from bitseam.quant import (
     TanhFSQ,
     TensorRDFSQ,
 )
-from bitseam.streams.through_codec import ThroughCodec, semi_orthogonal_map
+from bitseam.quant.rd_fsq import ProjectingQuantizer, semi_orthogonal_map
+from bitseam.streams.through_codec import ThroughCodec
 
 _CLIPPED = {"rd-fsq": RDFSQ, "tanh-fsq": TanhFSQ, "learned-clip-fsq": LearnedClipFSQ, "rate-fsq": RateFSQ}
 _UNIT_GRID = {"rd-fsq-tensor", "learned-clip-fsq"}  # levels in [-1, 1]; the others' in deviations, out to the clip
@@ -47,7 +48,7 @@ def build_quantizer(settings: config.Stream, width: int, codec: Codec) -> Quanti
     size = width, channels_of(settings, width)
     if settings.quantizer == "rd-fsq-tensor":
         return TensorRDFSQ(*size, settings.levels)
-    quantizer: ThroughCodec | RDFSQ
+    quantizer: ProjectingQuantizer
     if settings.quantizer == "none":
         quantizer = ThroughCodec(*size, codec)
     elif settings.quantizer == "step-fsq":

@@ -47,7 +47,7 @@ class Stream(nn.Module):
         if not 0 <= rate < len(self._rates):
             raise CodecError(f"{self.name}: rate {rate} where {len(self._rates)} were agreed, from 0 on")
         codec = self._rates[rate]
-        if isinstance(codec, EntropyUniform) and self.tables is not None:
+        if isinstance(codec, EntropyUniform) and self.tables is not None and not self.tables.is_meta:
             kept = self.tables[rate].cpu().numpy().tobytes()
             if kept != codec.table_bytes():  # a checkpoint was loaded
                 self._rates[rate] = codec = codec.with_tables(kept)

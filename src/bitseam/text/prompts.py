@@ -5,7 +5,6 @@ Shapes: B sequences about I images, N tokens of all sequences together (no paddi
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
 from functools import cached_property, partial
 from itertools import groupby
@@ -17,7 +16,7 @@ from bitseam import config
 from bitseam.errors import DataError, ModelError, printable
 from bitseam.text.batch import TextBatch
 from bitseam.text.templates import chat_template, plain_template
-from bitseam.text.tokens import Reader, guarded, load_tokenizer
+from bitseam.text.tokens import Reader, fingerprint, guarded, load_tokenizer
 
 _WORDS = 64  # of the vocabulary, to try a template with
 
@@ -30,7 +29,8 @@ class Prompter:
         and a question."""
         what = f"text.tokenizer {printable(settings.tokenizer)!r}"
         chat = settings.prompt == "chat"
-        self.tokenizer: Any = load_tokenizer(what, locate(settings.tokenizer))
+        self._folder = locate(settings.tokenizer)
+        self.tokenizer: Any = load_tokenizer(what, self._folder)
         self._settings = settings
         self.template = chat_template(self.tokenizer, what) if chat else plain_template(settings.prompt)
         self._reader = Reader(self.tokenizer, what, self.template.placeholder)
@@ -50,9 +50,8 @@ class Prompter:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of the tokenizer's whole definition: equal text gives equal ids on both sides."""
-        whole = self.tokenizer.backend_tokenizer.to_str() + repr(sorted(self.tokenizer.special_tokens_map.items()))
-        return hashlib.sha256(whole.encode()).hexdigest()[:16]
+        """Of the tokenizer, for the handshake; the prompt's template is the client's own business."""
+        return guarded("text.tokenizer has no fingerprint", lambda: fingerprint(self.tokenizer, self._folder))
 
     def batch(
         self, questions: Sequence[str], answers: Sequence[str] | None = None, images: Sequence[object] | None = None

@@ -15,7 +15,7 @@ from datetime import datetime
 from string import ascii_lowercase
 from typing import Any
 
-from bitseam.errors import ModelError, printable
+from bitseam.errors import ModelError, first_sentence, printable
 
 # Of the tokens that a picture brings into a rendering, the one whose place is the image's: not those around it.
 _MARK = re.compile(r"<[^<>\s]+>|\[[^\[\]\s]+\]")
@@ -96,8 +96,7 @@ class _Rendering:
                 turn, chat_template=_ONE_DAY + self._source, tokenize=False, add_generation_prompt=True
             )
         except Exception as error:  # a template is a program, and raises what it likes
-            reason = (str(error).strip().splitlines() or [""])[0]
-            raise _UnfitError(f"it raises {type(error).__name__}: {printable(reason, 200)}") from error
+            raise _UnfitError(f"it raises {first_sentence(error, 200, named=True)}") from error
         if len(text) > _LONGEST:
             raise _UnfitError(f"it writes {len(text):,} characters about one question")
         if self.hidden in text:

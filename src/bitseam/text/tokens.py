@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import secrets
@@ -11,11 +12,12 @@ from pathlib import Path
 from string import ascii_lowercase
 from typing import Any, TypeVar
 
+import rfc8785
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from transformers.utils import LEGACY_PROCESSOR_CHAT_TEMPLATE_FILE, cached_file
 
-from bitseam.errors import DataError, ModelError, printable
+from bitseam.errors import DataError, ModelError, first_sentence, printable
 
 T = TypeVar("T")
 _MOST_ID = 2**24  # of a token; vocabularies have up to some hundred thousand
@@ -51,6 +53,24 @@ def load_tokenizer(what: str, folder: str) -> Any:
     return tokenizer
 
 
+def fingerprint(tokenizer: Any, folder: str) -> str:
+    """By what two sides know that they have one tokenizer: 16 digits that any language can compute, docs/payloads.md.
+
+    tokenizer: as `load_tokenizer` gave it for the folder. Without a tokenizer.json, the one that would be saved counts.
+    """
+    path = _file_of(folder, "tokenizer.json")
+    raw = Path(path).read_bytes() if path else tokenizer.backend_tokenizer.to_str(pretty=True).encode()
+    known = {(token["content"], token["id"]) for token in json.loads(raw).get("added_tokens", [])}
+    loaded = {token.content: number for number, token in tokenizer.added_tokens_decoder.items()}
+    facts = {
+        "added": dict(loaded.items() - known),
+        "begin": tokenizer.bos_token_id,
+        "end": tokenizer.eos_token_id,
+    }
+    whole = hashlib.sha256(raw).hexdigest().encode() + b"\n" + rfc8785.dumps(facts)
+    return hashlib.sha256(whole).hexdigest()[:16]
+
+
 class Reader:
     """Text -> token ids, where control tokens stand in our own text alone.
 
@@ -83,7 +103,7 @@ class Reader:
         except (KeyboardInterrupt, SystemExit):
             raise
         except BaseException as error:  # the library raises nothing narrower than Exception, and Rust's panics
-            raise DataError(f"the tokenizer cannot read {printable(text, 80)!r}: {_line(error)}") from error
+            raise DataError(f"the tokenizer cannot read {printable(text, 80)!r}: {first_sentence(error)}") from error
 
     def reads(self, text: str) -> bool:
         """Whether `ids` has an answer."""
@@ -108,7 +128,7 @@ def _require_sound(what: str, folder: Path) -> None:
         try:
             whole = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError) as error:
-            raise ModelError(f"{what}: {printable(str(path))} is not sound JSON: {_line(error)}") from error
+            raise ModelError(f"{what}: {printable(str(path))} is not sound JSON: {first_sentence(error)}") from error
         if any(number > _MOST_ID for number in _ids(whole)):
             raise ModelError(f"{what}: {printable(str(path))} has a token id over {_MOST_ID:,}")
     if folder.is_dir() and not any(folder.glob("*token*")) and not any(folder.glob("vocab*")):
@@ -117,13 +137,16 @@ def _require_sound(what: str, folder: Path) -> None:
 
 def _processor_template(folder: str) -> Any:
     """The chat template where processors of vision-language models kept it before it went to the tokenizer."""
-    path = cached_file(
-        folder,
-        LEGACY_PROCESSOR_CHAT_TEMPLATE_FILE,
-        _raise_exceptions_for_missing_entries=False,
-        _raise_exceptions_for_connection_errors=False,
-    )
+    path = _file_of(folder, LEGACY_PROCESSOR_CHAT_TEMPLATE_FILE)
     return json.loads(Path(path).read_text(encoding="utf-8"))["chat_template"] if path else None
+
+
+def _file_of(folder: str, name: str) -> str | None:
+    """The path of a file of a folder or a hub id, None where there is none."""
+    path: str | None = cached_file(
+        folder, name, _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False
+    )
+    return path
 
 
 def _ids(whole: Any) -> Iterator[int]:
@@ -177,10 +200,4 @@ def guarded(what: str, do: Callable[[], T]) -> T:
     except (KeyboardInterrupt, SystemExit, ModelError):
         raise
     except BaseException as error:
-        name = "" if isinstance(error, DataError) else f"{type(error).__name__}: "
-        raise ModelError(f"{what}: {name}{_line(error)}") from error
-
-
-def _line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return printable(lines[0] if lines else "no reason is given")
+        raise ModelError(f"{what}: {first_sentence(error, named=not isinstance(error, DataError))}") from error

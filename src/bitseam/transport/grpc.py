@@ -101,18 +101,23 @@ class GrpcChannel(Channel):
         for piece in self.outbox.pieces():
             yield self._sums[0].seal(piece) if self._sums else piece
 
-    def take(self, received: Iterable[bytes]) -> None:
-        """Give the pieces that gRPC receives to `receive`, as frames, to the end.
+    def take(self, received: Iterable[bytes]) -> bool:
+        """Give the pieces that gRPC receives to `receive`, as frames; whether to the end.
 
         While frames wait to be received, no more pieces are taken from gRPC, which then lets the peer send no more.
-        Raises LimitError for a frame of more than `most` bytes, PeerGoneError for a piece damaged on the way.
+        After a frame of more than `most` bytes, or a piece damaged on the way, `receive` raises what is wrong.
         """
         assembly = Assembly()
-        for message in received:
-            piece = self._sums[1].open(message) if self._sums else message
-            self.inbox.wait_for_room()
-            if (frame := assembly.add(piece, self.most)) is not None:
-                self.inbox.put(frame)
+        try:
+            for message in received:
+                piece = self._sums[1].open(message) if self._sums else message
+                self.inbox.wait_for_room()
+                if (frame := assembly.add(piece, self.most)) is not None:
+                    self.inbox.put(frame)
+        except (LimitError, PeerGoneError) as error:
+            self.inbox.end(str(error), type(error))
+            return False
+        return True
 
 
 def connect(address: str, tls: Tls | None, keepalive: float = KEEPALIVE, exposed: bool = False) -> GrpcChannel:
@@ -159,10 +164,8 @@ def connect(address: str, tls: Tls | None, keepalive: float = KEEPALIVE, exposed
     def read() -> None:
         reason: tuple[str, type[BitseamError]] = "the server went away", PeerGoneError
         try:
-            channel.take(call)
-        except (LimitError, PeerGoneError) as error:
-            reason = str(error), type(error)
-            call.cancel()
+            if not channel.take(call):
+                call.cancel()
         except grpc.RpcError as error:
             reason = _ended(error, address)
         channel.finish(*reason)
@@ -282,14 +285,9 @@ class Listener:
             channel.finish("the client went away")
 
         def read() -> None:
-            reason: tuple[str, type[BitseamError]] = "the client went away", PeerGoneError
-            try:
+            with suppress(Exception):  # gRPC raises a bare one where a request stream breaks
                 channel.take(frames)
-            except (LimitError, PeerGoneError) as error:
-                reason = str(error), type(error)
-            except Exception:  # gRPC raises a bare Exception where a request stream breaks
-                pass
-            channel.inbox.end(*reason)
+            channel.inbox.end("the client went away")
 
         def run() -> None:
             try:

@@ -16,7 +16,6 @@ class Limits:
     batch: int = 4096  # sequences of a message
     streams: int = 16  # that cross
     rates: int = 16  # of a stream
-    image_tokens: int = 2**14  # of one image
     tokens: int = 2**20  # of all sequences of a message
     terms: int = 64
     checkpoints: int = 64  # steps of a Hello

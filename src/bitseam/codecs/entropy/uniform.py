@@ -20,7 +20,16 @@ from torch import Tensor
 
 from bitseam.codecs.base import Codec
 from bitseam.codecs.entropy.contexts import ContextTables, group_of
-from bitseam.codecs.entropy.stream import MAX_SYMBOLS, TOTAL, Runs, checked_table, decode, encode, most_bytes, table_of
+from bitseam.codecs.entropy.stream import (
+    MAX_SYMBOLS,
+    TOTAL,
+    Runs,
+    checked_table,
+    decode,
+    encode,
+    most_bytes,
+    table_of,
+)
 from bitseam.errors import CodecError
 from bitseam.quant.contexts import check_contexts
 from bitseam.quant.uniform import check_grid, from_indices, level_values, to_indices

@@ -17,9 +17,8 @@ from transformers.masking_utils import chunked_overlay, sliding_window_overlay
 from transformers.pytorch_utils import Conv1D
 
 from bitseam import config
-from bitseam.errors import ModelError
+from bitseam.errors import ModelError, first_sentence
 from bitseam.models.language.loading import load_language
-from bitseam.models.weights import first_sentence
 
 Overlay = Callable[[Any, Any, Tensor, Tensor], Tensor]  # batch, head, positions that look, that are seen -> bool
 

@@ -17,8 +17,8 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM, LlavaForConditionalGeneration
 
-from bitseam.errors import ModelError
-from bitseam.models.weights import Loaded, first_sentence, load_float32, require_readable, some
+from bitseam.errors import ModelError, first_sentence
+from bitseam.models.weights import Loaded, load_float32, require_readable, some
 
 log = logging.getLogger(__name__)
 

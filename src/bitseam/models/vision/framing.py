@@ -17,8 +17,7 @@ import torch
 from PIL import Image
 from torch.nn.functional import interpolate
 
-from bitseam.errors import ModelError
-from bitseam.models.weights import first_sentence
+from bitseam.errors import ModelError, first_sentence
 
 _SIZES = ("size", "crop_size", "pad_size")
 _OFF = 1.5  # pixels that rounded sizes may move an edge by

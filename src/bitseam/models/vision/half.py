@@ -18,14 +18,14 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoImageProcessor, AutoModel
 
 from bitseam import config
-from bitseam.errors import ModelError
+from bitseam.errors import ModelError, first_sentence
 from bitseam.models.vision.connector import Whiten, fresh_connector
 from bitseam.models.vision.framing import Framing, framing, own_framing
 from bitseam.models.vision.llava import LlavaTower, LlavaVision
 from bitseam.models.vision.pictures import middle, upright_rgb
 from bitseam.models.vision.proof import check_takes_images, prove_llava, prove_tower
 from bitseam.models.vision.tower import Cut, PatchTower
-from bitseam.models.weights import Loaded, first_sentence, load_float32
+from bitseam.models.weights import Loaded, load_float32
 
 
 class VisionHalf(nn.Module):

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from PIL import ExifTags, Image, ImageCms, ImageFile
 
-from bitseam.errors import DataError, printable
+from bitseam.errors import DataError, first_sentence
 
 MOST_PIXELS = 2**25  # of a picture that goes on; any tower sees far fewer
 _BLOCK = 2048  # pixels; conversions go block by block, so that they hold little beside the picture
@@ -82,7 +82,7 @@ def upright_rgb(image: Image.Image) -> Image.Image:
         with quiet():
             return _upright_rgb(image)
     except Exception as error:  # decoders raise anything
-        raise DataError(f"not a readable image: {cause(error)}") from error
+        raise DataError(f"not a readable image: {first_sentence(error)}") from error
 
 
 def reduction(width: int, height: int) -> int:
@@ -110,11 +110,6 @@ def middle(image: Image.Image, processor: Any, arguments: Mapping[str, Any]) -> 
     # An even number of pixels less, so that the middle stays where it is.
     left, top = ((length - min(length, most)) // 2 for length in (width, height))
     return image.crop((left, top, width - left, height - top))
-
-
-def cause(error: Exception) -> str:
-    """What a decoder says of a file, as part of one line; its kind where it says nothing."""
-    return printable(" ".join(str(error).split())) or type(error).__name__
 
 
 def _upright_rgb(image: Image.Image) -> Image.Image:

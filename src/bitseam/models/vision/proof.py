@@ -17,10 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bitseam.errors import ModelError
+from bitseam.errors import ModelError, first_sentence
 from bitseam.models.vision.llava import LlavaTower, LlavaVision
 from bitseam.models.vision.tower import Cut, PatchTower, as_tokens, extras
-from bitseam.models.weights import Loaded, first_sentence, some
+from bitseam.models.weights import Loaded, some
 
 _CHANGED = 1e-3  # of a state's deviation: far above rounding, far below what another picture does
 _ALIKE = 1e-3  # of the features' deviation, between a picture alone and beside another
