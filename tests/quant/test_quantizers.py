@@ -1,5 +1,6 @@
 """What all quantizers share, then RD-FSQ, ours and the paper's, and the float formats."""
 
+from collections.abc import Callable
 from typing import ClassVar
 
 import pytest

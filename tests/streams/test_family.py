@@ -15,7 +15,7 @@ from training import train_and_compare
 
 from bitseam import config
 from bitseam.codecs import BUILT_IN
-from bitseam.config.recipe import QuantizerName
+from bitseam.config import QuantizerName
 from bitseam.errors import CodecError, ConfigError
 from bitseam.quant import Quantized, Quantizer, semi_orthogonal
 from bitseam.streams import Sender
