@@ -51,7 +51,9 @@ FLOATS: list[dict[str, Any]] = [
 ]
 UP = [{"quantizer": name} | settings for name, settings in QUANTIZED.items()]
 UP += [{"quantizer": "none", "codec": codec} for codec in FLOATS]
+DELTA: dict[str, Any] = {"id": "delta", "first": "fp16", "inner": {"id": "nf", "bits": 4}, "capacity": 10**6}
 UP += [{"quantizer": "none", "codec": codec, "channels": 20} for codec in FLOATS[1::4]]
+UP += [{"quantizer": "none", "codec": codec} for codec in (DELTA, DELTA | {"inner": "stochastic", "capacity": 2000})]
 UP += [{"quantizer": "none", "codec": "fp16", "channels": 20, "projection": "fixed"}]
 
 
@@ -77,7 +79,7 @@ def test_prompts_too(tiny: Tiny, codec: dict[str, Any]) -> None:
 
 def test_none_is_left_out() -> None:
     assert {settings["quantizer"] for settings in UP} == set(get_args(QuantizerName))
-    assert {codec["id"] for codec in FLOATS} == set(BUILT_IN) - set(config.GRID_CODECS)
+    assert {codec["id"] for codec in FLOATS} == set(BUILT_IN) - {*config.GRID_CODECS, "delta"}
 
 
 @pytest.mark.parametrize(
@@ -85,6 +87,8 @@ def test_none_is_left_out() -> None:
     [
         ({"gradient": "uniform"}, "gradient: uniform writes levels of a quantizer's grid"),
         ({"gradient": {"id": "entropy-uniform", "levels": 4, "clip": 1.0}}, "gradients have no scale of their own"),
+        ({"gradient": DELTA}, "gradient: codec delta is for what comes again"),
+        ({"codec": DELTA}, "codec delta takes features as they are"),
         ({"codec": "fp16"}, "codec fp16 takes features as they are: set quantizer = 'none'"),
         ({"quantizer": "none", "codec": "uniform"}, "codec uniform writes a quantizer's levels"),
         ({"quantizer": "none", "codec": "fp16", "levels": 3}, "levels: a quantizer's; with quantizer = 'none' leave"),
@@ -153,12 +157,12 @@ def test_questions_are_asked_with_the_top_k_that_a_random_choice_varies() -> Non
     assert torch.equal(quantizer.codec.decode(asked.payload, x.shape), asked.levels)
 
 
-@pytest.mark.parametrize("codec", [FLOATS[7], FLOATS[9], FLOATS[13]], ids=named)
+@pytest.mark.parametrize("codec", [FLOATS[7], FLOATS[9], FLOATS[13], DELTA | {"inner": "stochastic"}], ids=named)
 def test_what_is_drawn_is_drawn_again_by_a_run_that_goes_on(tiny: Tiny, tmp_path: Path, codec: dict[str, Any]) -> None:
     """Though others draw from PyTorch's generator, and questions come between."""
 
     def run(folder: str, stops: list[int]) -> dict[str, torch.Tensor]:
-        settings = {"quantizer": "none", "codec": codec, "gradient": codec}
+        settings = {"quantizer": "none", "codec": codec, "gradient": codec if codec["id"] != "delta" else "stochastic"}
         recipe = make_recipe(tiny, streams__image=settings, out=str(tmp_path / folder), train__accumulate=2)
         for stop in [*stops, recipe.train.steps]:
             with pair(recipe) as running:

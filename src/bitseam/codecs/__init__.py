@@ -49,7 +49,7 @@ BUILT_IN: dict[str, type[Any]] = {
     codec.codec_id: codec
     for codec in (
         *(Fp32, Fp16, Bf16, Fp8, Uniform, Stochastic, BlockwiseInt, NormalFloat),
-        *(EntropyUniform, EntropyStochastic, TopK, RandomizedTopK, OneBit, SplitFC),
+        *(EntropyUniform, EntropyStochastic, TopK, RandomizedTopK, OneBit, SplitFC, Delta),
     )
 }
 

@@ -131,6 +131,8 @@ class Stream:
             )
         elif given := {"levels", "clip", "tables"} & self.codec.keys():
             raise ValueError(f"codec: {', '.join(sorted(given))} are the quantizer's; set them beside it")
+        if self.gradient["id"] == "delta":
+            raise ValueError("gradient: codec delta is for what comes again, and gradients do not")
         if self.gradient["id"] in GRID_CODECS:
             raise ValueError(
                 f"gradient: {self.gradient['id']} writes levels of a quantizer's grid, and gradients have no scale of "
@@ -280,6 +282,8 @@ class Recipe:
                 raise ValueError(f"streams.{name}.projection: of all {due} channels nothing is projected")
             if name != "image" and stream.codec.get("contexts", 1) != 1:
                 raise ValueError(f"streams.{name}.codec.contexts: only images have neighbours to choose tables by")
+            if name != "image" and stream.codec["id"] == "delta":
+                raise ValueError(f"streams.{name}.codec: codec delta is for images, which come again")
 
     @property
     def folder(self) -> Path:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from bitseam import config
-from bitseam.codecs import Codec, codec_from_config
+from bitseam.codecs import Codec, Delta, codec_from_config
 from bitseam.errors import CodecError, ConfigError
 from bitseam.quant import (
     RDFSQ,
@@ -18,7 +18,7 @@ from bitseam.quant import (
     TensorRDFSQ,
 )
 from bitseam.quant.rd_fsq import ProjectingQuantizer, semi_orthogonal_map
-from bitseam.streams.through_codec import ThroughCodec
+from bitseam.streams.through_codec import ThroughChanges, ThroughCodec
 
 _CLIPPED = {"rd-fsq": RDFSQ, "tanh-fsq": TanhFSQ, "learned-clip-fsq": LearnedClipFSQ, "rate-fsq": RateFSQ}
 _UNIT_GRID = {"rd-fsq-tensor", "learned-clip-fsq"}  # levels in [-1, 1]; the others' in deviations, out to the clip
@@ -50,7 +50,7 @@ def build_quantizer(settings: config.Stream, width: int, codec: Codec) -> Quanti
         return TensorRDFSQ(*size, settings.levels)
     quantizer: ProjectingQuantizer
     if settings.quantizer == "none":
-        quantizer = ThroughCodec(*size, codec)
+        quantizer = ThroughChanges(*size, codec) if isinstance(codec, Delta) else ThroughCodec(*size, codec)
     elif settings.quantizer == "step-fsq":
         quantizer = StepFSQ(*size, settings.levels, settings.steps)
     else:
