@@ -275,7 +275,7 @@ class ServerParty:
             told = below("client.", own)
             self._known = {name: pb.Calibrate.FromString(raw.numpy().tobytes()) for name, raw in told.items()}
             for stream, end in self.samples("").items() if train.clients == 1 else ():
-                pass
+                end.restore(below(f"stream.{stream}.", own))
         self._untouched, self._saved = True, -1 if folder is None else self.step
 
     def _apply(self, news: pb.Calibrate) -> None:
