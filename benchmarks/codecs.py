@@ -32,7 +32,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from bitseam.streams.seam import build_quantizer, build_seam
 from frozen import Sample, Tensors, load, more, statistics_of
 from rate_distortion import bounds, draw, entropy, index_counts, markdown
 from torch import Tensor, nn
@@ -44,18 +43,19 @@ from bitseam.codecs.one_bit import SCALES
 from bitseam.evals.planning import UpPlanner
 from bitseam.quant import LevelProjection, TensorRDFSQ
 from bitseam.runs.checkpoint import newest
+from bitseam.streams import Sender
 
 DEMO = Path("runs/demo/fp16")
 ELEMENTS, ROUNDS = 2_000_000, 5
 CLIPS = np.arange(0.5, 3.3, 0.1).round(1).tolist()  # where none is given, that of least error in calibration is taken
 
 QUANTIZERS = [  # quantizer, levels, clip, coding
-    *(("rd-fsq", levels, None, coding) for levels in (2, 3, 4, 8) for coding in ("packed", "entropy")),
-    *(("rd-fsq", 3, clip, "entropy") for clip in (1.9, 2.3, 4.5)),
-    *((name, levels, None, "packed") for name in ("rd-fsq-tensor", "tanh-fsq") for levels in (2, 4, 8)),
-    ("rd-fsq-tensor", 4, None, "entropy"),
-    ("learned-clip-fsq", 4, config.Up().clip, "packed"),
-    *(("rate-fsq", 31, clip, "entropy") for clip in (15, 30, 45, 75)),
+    *(("rd-fsq", levels, None, coding) for levels in (2, 3, 4, 8) for coding in ("uniform", "entropy-uniform")),
+    *(("rd-fsq", 3, clip, "entropy-uniform") for clip in (1.9, 2.3, 4.5)),
+    *((name, levels, None, "uniform") for name in ("rd-fsq-tensor", "tanh-fsq") for levels in (2, 4, 8)),
+    ("rd-fsq-tensor", 4, None, "entropy-uniform"),
+    ("learned-clip-fsq", 4, config.Stream().clip, "uniform"),
+    *(("rate-fsq", 31, clip, "entropy-uniform") for clip in (15, 30, 45, 75)),
 ]
 PLANS = (0.5, 1, 1.5, 2)  # bits that `bitseam plan` is asked for
 _BOTH: dict[str, codecs.Codec] = {
@@ -88,7 +88,7 @@ class Way:
     codec: codecs.Codec
     front: Map = SAME
     back: Map = SAME
-    quantizer: config.Up | None = None
+    quantizer: config.Stream | None = None
 
 
 def main() -> None:
@@ -125,13 +125,13 @@ def ups(sample: Sample) -> list[Way]:
 def planned(planner: UpPlanner, bits: float) -> Way:
     coded = planner.of_bits(bits).coded["image"]
     codec = coded.codec
-    up = config.Up("step-fsq", levels=codec.levels, coding="entropy", groups=codec.groups)
+    up = config.Stream("step-fsq", levels=codec.levels, codec={"id": "entropy-uniform", "groups": codec.groups})
     return Way(f"step-fsq planned for {bits:g}", codec, coded.levels, projection(*coded.quantizer.statistics()), up)
 
 
 @torch.no_grad()
 def quantized(calibration: Tensor, quantizer: Any, levels: int, clip: float | None, coding: Any) -> Way:
-    up = config.Up(quantizer, levels=levels, clip=clip or 1.0, coding=coding)
+    up = config.Stream(quantizer, levels=levels, clip=clip or 1.0, codec={"id": coding})
     if clip is None and quantizer != "rd-fsq-tensor":  # that one knows no clip
         std = statistics_of(calibration).std
         ways = (calibrated(replace(up, clip=clip), calibration) for clip in CLIPS)
@@ -142,9 +142,10 @@ def quantized(calibration: Tensor, quantizer: Any, levels: int, clip: float | No
 
 
 @torch.no_grad()
-def calibrated(up: config.Up, calibration: Tensor) -> Way:
+def calibrated(up: config.Stream, calibration: Tensor) -> Way:
     width = calibration.shape[-1]
-    quantizer = build_quantizer(up, width).eval()
+    sender = Sender("image", 0, up, width).eval()
+    quantizer: Any = sender.quantizer
     quantizer.calibrate(calibration)
     if isinstance(quantizer, TensorRDFSQ):  # it starts at random, and its server learns what the others are told
         nn.init.eye_(quantizer.project.weight)
@@ -153,11 +154,11 @@ def calibrated(up: config.Up, calibration: Tensor) -> Way:
         back = projection(mean.expand(width), quantizer.DEVIATIONS * std.expand(width))
     else:
         back = projection(*quantizer.statistics(), rotation=quantizer.rotation())
-    codec = build_seam(config.Seam(width, image_up=up)).image.up
+    codec = sender.codec(0)
     if isinstance(codec, codecs.EntropyUniform):
         codec = codec.learned(codec.counts(quantizer(calibration).levels))
     name = f"{up.quantizer} {up.levels}" + ("" if isinstance(quantizer, TensorRDFSQ) else f" to {up.clip:g}")
-    name += ", entropy" * (up.coding == "entropy")
+    name += ", entropy" * (up.codec["id"] == "entropy-uniform")
     return Way(name, codec, lambda x: quantizer(x).levels, back, up)
 
 
@@ -178,7 +179,7 @@ def compare(
     normalise: Map = statistics_of(sample.calibration) if sample else SAME
     unit = torch.cat([normalise(x) for x in tensors]).double()
     exact = sample and sample.loss(tensors)
-    default = sample and sample.loss(cross(calibrated(config.Up(), sample.calibration), tensors)[0])
+    default = sample and sample.loss(cross(calibrated(config.Stream(), sample.calibration), tensors)[0])
     rows = []
     for way in ways:
         received, sent, counts = cross(way, tensors)

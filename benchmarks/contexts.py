@@ -20,7 +20,6 @@ from itertools import groupby
 from pathlib import Path
 
 import torch
-from bitseam.streams.seam import build_seam
 from torch import Tensor
 
 from bitseam.cli.machine import circumstances
@@ -29,7 +28,6 @@ from bitseam.codecs import EntropyUniform
 from bitseam.data.features import LiveFeatures
 from bitseam.data.rows import read_rows
 from bitseam.runs.checkpoint import load_client, newest
-from bitseam.streams.tables import use_rate
 
 GROUPS, CONTEXTS = (8, 16, 32), (1, 3, 5, 7)
 CALIBRATION, FEW, MESSAGE, ROUNDS = 3000, 80, 10, 15
@@ -43,21 +41,21 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     model, recipe, identity = load_client(newest(options.run, "client"), locate)
-    seam, tower, levels = build_seam(recipe.seam), LiveFeatures(model.eval().vision), {}
+    sender, tower, levels = model.eval().senders()["image"], LiveFeatures(model.vision), {}
     with torch.no_grad():
         for name, first in (("train", CALIBRATION), ("test", None)):
             rows = read_rows(options.questions / f"{name}.jsonl")
             paths = [path for path, _ in groupby(row.image for row in rows)][:first]
             features = [tower.of(paths[start : start + 50]) for start in range(0, len(paths), 50)]
-            for rate in range(len(seam.image.rates)):
-                use_rate(model, seam, "image", rate)
-                levels[name, rate] = torch.cat([model.image(part).levels for part in features])
+            for rate in range(sender.rates):
+                sender.use(rate)
+                levels[name, rate] = torch.cat([sender(model.vision(part)).levels for part in features])
     rows = []
-    for rate, multiple in enumerate(recipe.seam.image_up.rates):
+    for rate, multiple in enumerate(recipe.streams["image"].rates):
         for groups in GROUPS:
             for contexts in CONTEXTS:
                 codec = EntropyUniform(
-                    recipe.seam.image_up.levels, seam.image.rates[rate].clip, groups, contexts=contexts
+                    sender.settings.levels, sender.entropy_codec(rate).clip, groups, contexts=contexts
                 )
                 rows.append({"multiple": multiple} | measured(codec, levels["train", rate], levels["test", rate]))
                 plain = next(r for r in rows if (r["multiple"], r["groups"]) == (multiple, groups))

@@ -69,10 +69,9 @@ checkpoint = "{folder}/language"
 tune = "full"
 [seam]
 width = 288
-[seam.image_up]
+[streams.image]
 channels = 96
-[seam.image_down]
-codec = "entropy-stochastic"
+gradient = "entropy-stochastic"
 [text]
 tokenizer = "{folder}/tokenizer"
 prompt = "{{image}} {{question}}"
@@ -197,7 +196,7 @@ def waiting(folder: Path, workers: int, steps: int) -> dict[str, Any]:
             waits.clear()
             for number in range(WARM + steps):
                 start = time.perf_counter()
-                part = session.step(number + 1, 0, True, *batches(number), recipe.seam.image_up.distortion_weight)
+                part = session.step(number + 1, 0, True, *batches(number))
                 stepper.step(part.answer_tokens)
                 seconds.append(time.perf_counter() - start)
     step, wait = mean(seconds[WARM:]), mean(waits[WARM:])

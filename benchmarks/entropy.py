@@ -71,12 +71,13 @@ def measure_bits(choices: list[int]) -> dict[int, dict[str, float]]:
         ]
         calibration = torch.cat(batches[: CALIBRATION // MESSAGE])
         model.vision.calibrate(calibration)
-        model.image_quantizer.calibrate(model.vision(calibration))
-        known = model.image(calibration).levels
-        coded = [model.image(batch).levels for batch in batches[CALIBRATION // MESSAGE :]]
+        sender = model.senders()["image"]
+        sender.calibrate(model.vision(calibration))
+        known = sender(model.vision(calibration)).levels
+        coded = [sender(model.vision(batch)).levels for batch in batches[CALIBRATION // MESSAGE :]]
     figures = {}
     for groups in choices:
-        up = recipe.seam.image_up
+        up = recipe.streams["image"]
         codec = EntropyUniform(up.levels, up.clip, groups)
         codec = codec.learned(codec.counts(known))
         counts = sum(codec.counts(levels) for levels in coded)

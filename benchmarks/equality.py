@@ -96,7 +96,7 @@ def compare(folder: str, mode: str) -> dict[str, Any]:
     try:
         half = load_language_half(config.Server(folder, "full"))
         recipe = _recipe(folder, half.width)
-        ours = ServerModel(half, recipe.seam).eval()
+        ours = ServerModel(half, recipe).eval()
         proof = prove(ours, recipe)
     except BitseamError as error:
         return refused | {"reason": str(error).replace(folder, "CHECKPOINT")}
@@ -104,13 +104,13 @@ def compare(folder: str, mode: str) -> dict[str, Any]:
     own = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     own.config.use_cache = False
     text, image = batch(QUESTIONS[mode], half.width, answers=True)
-    loss = ours.loss(text, image)
+    loss = ours.loss(text, {"image": image})
     loss.backward()
     gradients = {n: p.grad for n, p in half.model.named_parameters()} | {"image": image.grad}
     own_loss, own_image = unsplit_loss(own, text, image.detach())
     own_gradients = {n: p.grad for n, p in own.named_parameters()} | {"image": own_image}
     asked, image = batch(QUESTIONS[mode], half.width, answers=False)
-    tokens = ours.generate(asked, image.detach(), None, NEW, END)
+    tokens = ours.generate(asked, {"image": image.detach()}, NEW, END)
     row = {
         "loss_diff": abs(float(loss.detach()) - own_loss) / abs(own_loss),
         "grad_diff": _apart(gradients, own_gradients),
@@ -207,12 +207,8 @@ def _recipe(folder: str, width: int) -> config.Recipe:
             "name": "equality",
             "client": {"checkpoint": folder},
             "server": {"checkpoint": folder, "tune": "full"},
-            "seam": {
-                "width": width,
-                "max_tokens": 16,
-                "image_up": {"quantizer": "fp32"},
-                "image_down": {"codec": "fp32"},
-            },
+            "seam": {"width": width, "max_tokens": 16},
+            "streams": {"image": {"quantizer": "none", "codec": "fp32", "gradient": "fp32"}},
             "text": {"tokenizer": folder, "max_tokens": 24},
             "data": {"train": ""},
             "train": {"steps": 1},

@@ -43,7 +43,7 @@ class Sample:
         """Cross-entropy of the answers about each image (I,), nats, times I / tokens: its mean is that of a token."""
         sums, count = [], 0
         for text, x in zip(self.texts, features, strict=True):
-            losses = F.cross_entropy(*self.language.answer_logits(text, x), reduction="none")
+            losses = F.cross_entropy(*self.language.answer_logits(text, {"image": x}), reduction="none")
             image = torch.repeat_interleave(text.image, text.lengths)[text.answers]
             sums.append(torch.zeros(len(x)).index_add(0, image, losses))
             count += len(losses)
@@ -53,7 +53,7 @@ class Sample:
         """Of the loss of each message, summed over answer tokens: what the server sends."""
         leaves = [x.clone().requires_grad_() for x in self.features]
         pairs = zip(self.texts, leaves, strict=True)
-        return [torch.autograd.grad(self.language.loss(text, x), x)[0] for text, x in pairs]
+        return [torch.autograd.grad(self.language.loss(text, {"image": x}), x)[0] for text, x in pairs]
 
 
 def load(client: Path, server: Path, questions: Path | None) -> tuple[Sample, dict[str, Any]]:
@@ -62,7 +62,7 @@ def load(client: Path, server: Path, questions: Path | None) -> tuple[Sample, di
     Raises ModelError for halves of different runs, or trained with codes at the seam.
     """
     model, language, recipe, identity = load_pair(client, server, locate)
-    if language.image_projection is not None:
+    if recipe.streams["image"].quantizer != "none":
         raise ModelError(f"{client} and {server}: not the halves of a run with floats at the seam")
     by_image: dict[Path, list[Row]] = {}
     for row in read_rows(questions or recipe.data.test):

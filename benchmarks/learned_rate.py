@@ -29,7 +29,6 @@ from statistics import mean, stdev
 from typing import Any
 
 import torch
-from bitseam.streams.seam import build_seam
 from rates import ask
 from traffic import LEARNED, LONGER, RECIPE, about_run, told, train
 
@@ -42,7 +41,6 @@ from bitseam.data.inspection import contents_of
 from bitseam.data.memory import Memory
 from bitseam.data.rows import Row, read_rows
 from bitseam.runs.checkpoint import load_pair, newest
-from bitseam.streams.tables import use_rate, with_kept_tables
 from bitseam.text.prompts import Prompter
 
 FIXED, LEARNT = "fixed 2 bits", "learned rate"
@@ -50,7 +48,7 @@ POINTS = {
     FIXED: (),
     LEARNT: LEARNED,
     f"{LEARNT}, 2,000 steps": (*LEARNED, LONGER),
-    "several rates": (*LEARNED, "seam.image_up.rates=[1, 0.6, 1.6]"),
+    "several rates": (*LEARNED, "streams.image.rates=[1, 0.6, 1.6]"),
 }
 OWN = {FIXED: "coded"}  # what `benchmarks/traffic.py` calls it
 PART = 100  # steps
@@ -89,8 +87,8 @@ def row(demo: Path, run: Path, settings: tuple[str, ...]) -> dict[str, Any]:
     recipe = config.load_recipe(RECIPE, dict(_parsed(setting) for setting in settings))
     tests = read_rows(demo / "questions" / "test.jsonl")
     asked = []
-    for rate, multiple in enumerate(recipe.seam.image_up.rates):
-        at = replace(recipe, seam=replace(recipe.seam, image_up=replace(recipe.seam.image_up, rate=rate)))
+    for rate, multiple in enumerate(recipe.streams["image"].rates):
+        at = replace(recipe, streams={"image": replace(recipe.streams["image"], rate=rate)})
         size, tasks = ask(at, run, tests)
         pictures = sum(1 for _ in groupby(test.image for test in tests))
         asked.append({"rate": rate, "multiple": multiple, "bytes_per_image": size / pictures, "tasks": tasks})
@@ -126,14 +124,14 @@ def loss_on_test(run: Path, tests: Sequence[Row], rate: int = 0) -> float:
     """Nats an answer token of a run's last pair, where the server sees the levels that cross at a rate."""
     client, server, recipe, _ = load_pair(newest(run, "client"), newest(run, "server"), locate)
     client.eval(), server.eval()
-    use_rate(client, with_kept_tables(build_seam(recipe.seam), client), "image", rate)
+    client.senders()["image"].use(rate)
     contents = contents_of((row.image for row in tests), Memory(cache_folder() / "checked.sqlite"))
     features = StoredFeatures(client.vision, contents, cache_folder() / "features")
     draw = Batches(tests, features, Prompter(recipe.text, locate), recipe.train.batch, recipe.seed)
     total, answers = 0.0, 0
     for number in range(len(tests) // recipe.train.batch):
         tower, text = draw(number)
-        total += float(server.loss(text, client.image(tower).levels))
+        total += float(server.loss(text, {"image": client(tower, text)["image"].levels}))
         answers += int(text.answers.sum())
     return total / answers
 

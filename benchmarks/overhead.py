@@ -52,7 +52,7 @@ def measure(path: Path) -> dict[str, Any]:
         serving(path, Path(folder), {}) as recipe,
         open_party(recipe, ready_client(recipe, locate, "ask"), training=True) as party,
     ):
-        session, weight = party.session, recipe.seam.image_up.distortion_weight
+        session = party.session
         features, text = make_batch(recipe, session.model)
         session.calibrate(features, text)
         stepper = Stepper(session.model, recipe.client.rate, recipe.train)
@@ -60,7 +60,7 @@ def measure(path: Path) -> dict[str, Any]:
         def step() -> None:
             for micro in range(recipe.train.accumulate):
                 last = micro == recipe.train.accumulate - 1
-                loss = session.step(session.reached + 1, micro, last, features, text, weight)
+                loss = session.step(session.reached + 1, micro, last, features, text)
             stepper.step(recipe.train.accumulate * loss.answer_tokens)
 
         def checkpoint() -> None:
@@ -73,7 +73,7 @@ def measure(path: Path) -> dict[str, Any]:
             step()
         sizes = [row for row in session.ledger.rows() if row["kind"] == "Forward"]
         size = sum(int(row["bytes"]) for row in sizes) // max(int(row["messages"]) for row in sizes)
-    forward = pb.Forward(image=pb.Coded(payload=os.urandom(size)))
+    forward = pb.Forward(streams=[pb.Coded(payload=os.urandom(size))])
     digests = [_seconds(lambda: digest(forward)) for _ in range(DIGESTS)]
     every = recipe.train.checkpoint_every
     return {

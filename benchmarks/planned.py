@@ -21,7 +21,6 @@ import sys
 from pathlib import Path
 from statistics import mean
 
-from bitseam.streams.seam import channels
 from traffic import RECIPE, about_run, told, train
 
 from bitseam import config
@@ -62,9 +61,9 @@ def sent(run: Path, plan: Path) -> dict:
     """What a run's image codes took, and how it went."""
     summary = json.loads((run / "client" / "summary.json").read_text())
     steps = [json.loads(line) for line in (run / "client" / "log.jsonl").read_text().splitlines()]
-    seam = config.load_recipe(RECIPE, {}, plan).seam
+    recipe = config.load_recipe(RECIPE, {}, plan)
     image = next(row for row in summary["ledger"] if row["direction"] == "up" and row["part"].startswith("image"))
-    elements = image["fp16_bytes"] / 2 / seam.width * channels(seam.image_up, seam.width)
+    elements = image["fp16_bytes"] / 2 / recipe.seam.width * (recipe.streams["image"].channels or recipe.seam.width)
     each = elements / len(steps)
     parts = [steps[start : start + PART] for start in range(0, len(steps), PART)]
     return {

@@ -20,7 +20,6 @@ from itertools import groupby
 from pathlib import Path
 
 import torch
-from bitseam.streams.seam import build_seam, terms
 from PIL import Image
 from traffic import told
 
@@ -38,6 +37,7 @@ from bitseam.runs.checkpoint import load_client, newest
 from bitseam.sessions.client import ClientSession
 from bitseam.sessions.party import ServerParty
 from bitseam.sessions.server import ServerSession
+from bitseam.sessions.terms import terms
 from bitseam.text.prompts import Prompter
 from bitseam.transport import memory_pair
 
@@ -72,21 +72,21 @@ def main() -> None:
 
 def at(levels: int, recipe: config.Recipe, run: Path, tests: Sequence[Row], images: int) -> dict:
     """Scores of the trained halves in `run` with so many levels; images: that the tests are about."""
-    up = replace(recipe.seam.image_up, levels=levels, clip=RATES[levels])
-    size, tasks = ask(replace(recipe, seam=replace(recipe.seam, image_up=up)), run, tests)
+    up = replace(recipe.streams["image"], levels=levels, clip=RATES[levels])
+    size, tasks = ask(replace(recipe, streams={"image": up}), run, tests)
     return {"levels": levels, "clip": RATES[levels], "bytes_per_image": size / images, "tasks": tasks}
 
 
 def ask(recipe: config.Recipe, run: Path, tests: Sequence[Row]) -> tuple[int, dict]:
     """Put the test questions to the trained halves in `run`: bytes of image codes in all, and scores by task."""
     party = ServerParty(recipe, locate, newest(run, "server"))
-    model, _, identity = load_client(newest(run, "client"), locate, recipe.seam)
+    model, _, identity = load_client(newest(run, "client"), locate, recipe.streams)
     prompter = Prompter(recipe.text, locate)
     ours, theirs = memory_pair()
     server = threading.Thread(target=ServerSession(party, theirs).run)
     server.start()
-    with ClientSession(model, build_seam(recipe.seam), lambda: ours, prompter.vocabulary) as session:
-        session.open(terms(recipe, prompter.vocabulary, prompter.fingerprint, str(identity)), training=False)
+    with ClientSession(model, lambda: ours, prompter.vocabulary) as session:
+        session.open(terms(recipe, model.senders(), prompter, str(identity)), training=False)
         contents = contents_of((row.image for row in tests), Memory(cache_folder() / "checked.sqlite"))
         features = StoredFeatures(model.vision, contents, cache_folder() / "features")
         result = evaluate(session, prompter, tests, features.of)

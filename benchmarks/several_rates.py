@@ -56,7 +56,7 @@ def go_on(demo: Path, seed: int, multiples: tuple[float, ...]) -> list[dict]:
     """Train a pair of the learned rate farther at some multiples of its step; a row for each of them."""
     start = run_folder(demo, "learned rate", seed)
     steps = read_config(newest(start, "client"))[1].step + MORE
-    settings = (*LEARNED, f"seam.image_up.rates={list(multiples)}", f"train.steps={steps}")
+    settings = (*LEARNED, f"streams.image.rates={list(multiples)}", f"train.steps={steps}")
     name = f"going on at {' '.join(f'{multiple:g}' for multiple in multiples)}"
     if not run_folder(demo, name, seed).exists():
         branch(start, run_folder(demo, name, seed), multiples, steps)
@@ -66,8 +66,8 @@ def go_on(demo: Path, seed: int, multiples: tuple[float, ...]) -> list[dict]:
     pictures = sum(1 for _ in groupby(test.image for test in tests))
     rows = []
     for rate, multiple in enumerate(multiples):
-        up = replace(recipe.seam.image_up, rate=rate)
-        size, tasks = ask(replace(recipe, seam=replace(recipe.seam, image_up=up)), run, tests)
+        up = replace(recipe.streams["image"], rate=rate)
+        size, tasks = ask(replace(recipe, streams={"image": up}), run, tests)
         rows.append(
             {
                 "seed": seed,
@@ -90,11 +90,11 @@ def branch(start: Path, out: Path, multiples: tuple[float, ...], steps: int) -> 
         folder = out / side / found.name
         shutil.copytree(found, folder)
         kept = json.loads((folder / "config.json").read_text())
-        kept["recipe"]["seam"]["image_up"]["rates"] = multiples
+        kept["recipe"]["streams"]["image"]["rates"] = multiples
         kept["recipe"]["train"]["steps"] = steps
         (folder / "config.json").write_text(json.dumps(kept))
         model = load_file(folder / "model.safetensors")
-        model["image_tables"] = model["image_tables"].repeat(len(multiples), 1)
+        model["streams.image.tables"] = model["streams.image.tables"].repeat(len(multiples), 1)
         save_file(model, folder / "model.safetensors")
         training = load_file(folder / "training.safetensors")
         for rate in range(len(multiples)) if side == "client" else ():  # new tables at once

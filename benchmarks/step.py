@@ -104,7 +104,7 @@ def make_batch(recipe: config.Recipe, client: ClientModel) -> tuple[torch.Tensor
 
 def measure(recipe: config.Recipe, rounds: int, steps: int) -> dict:
     """Medians in seconds of split and unsplit steps that take turns."""
-    plain = replace(recipe, seam=replace(recipe.seam, image_up=config.Up(quantizer="fp32")))
+    plain = replace(recipe, streams={"image": config.Stream("none", codec={"id": "fp32"})})
     client, server = build_client(plain, locate).train(), build_server(plain, locate).train()
     server.ways = prove(server, plain).ways
     features, text = make_batch(recipe, client)
@@ -114,7 +114,7 @@ def measure(recipe: config.Recipe, rounds: int, steps: int) -> dict:
     )
 
     def unsplit() -> None:
-        server.loss(text, client.image(features).levels).backward()
+        server.loss(text, {name: q.levels for name, q in client(features, text).items()}).backward()
         for stepper in steppers:
             stepper.step(int(text.answers.sum()))
 
@@ -129,7 +129,7 @@ def measure(recipe: config.Recipe, rounds: int, steps: int) -> dict:
             nonlocal done
             done += 1
             session.watch.seconds.clear()
-            loss = session.step(done, 0, True, features, text, recipe.seam.image_up.distortion_weight)
+            loss = session.step(done, 0, True, features, text)
             with session.watch("client step"):
                 stepper.step(loss.answer_tokens)
             parts.append(dict(session.watch.seconds))

@@ -26,21 +26,21 @@ from bitseam.evals.answers import wilson
 
 RECIPE = Path("recipes/demo.toml")
 LEARNED = (
-    "seam.image_up.quantizer=rate-fsq",
-    "seam.image_up.coding=entropy",
-    "seam.image_up.levels=21",
-    "seam.image_up.clip=25",  # a step of two and a half deviations
-    "seam.image_up.groups=16",
-    "seam.image_up.contexts=5",
-    "seam.image_up.distortion_weight=0.01",
+    "streams.image.quantizer=rate-fsq",
+    "streams.image.codec.id=entropy-uniform",
+    "streams.image.levels=21",
+    "streams.image.clip=25",  # a step of two and a half deviations
+    "streams.image.codec.groups=16",
+    "streams.image.codec.contexts=5",
+    "streams.image.distortion_weight=0.01",
 )
 LONGER = "train.steps=2000"  # a quarter more
-COARSE = "seam.image_down.step=4"
-FEW = ("seam.image_up.channels=24", "seam.image_down.step=2")
+COARSE = "streams.image.gradient.step=4"
+FEW = ("streams.image.channels=24", "streams.image.gradient.step=2")
 POINTS = {
     "coded": (),
-    "fp16": ("seam.image_up.quantizer=fp16", "seam.image_down.codec=fp16"),
-    "48 channels": ("seam.image_up.channels=48",),
+    "fp16": ("streams.image.quantizer=none", "streams.image.codec=fp16", "streams.image.gradient=fp16"),
+    "48 channels": ("streams.image.channels=48",),
     "24 channels": FEW,
     "24 channels, 2,000 steps": (*FEW, LONGER),
     "learned rate": LEARNED,

@@ -219,12 +219,12 @@ def test_codecs_that_differ_are_named_on_both_sides(work: Work) -> None:
     with work.server("--set", "streams.image.levels=8") as server:
         status, output = work.run("train", str(work.recipe))
         assert status == 1
-        assert "codec.image.up" in output
+        assert "stream.image.codec.0" in output
         assert '"levels":8' in output.replace(" ", "")
         server.send_signal(signal.SIGTERM)
         status, output = ended(server)
         assert status == 0  # a stranger's mistake does not stop the server
-        assert "codec.image.up" in output
+        assert "stream.image.codec.0" in output
 
 
 def test_a_certificate_that_the_server_does_not_know(work: Work) -> None:

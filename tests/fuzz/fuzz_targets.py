@@ -49,7 +49,7 @@ CODECS: dict[str, list[dict[str, Any]]] = {
     "splitfc": [{"id": "splitfc", "bits": 2}, {"id": "splitfc", "bits": 0.3, "endpoints": 3}],
 }
 VOCABULARIES = (17, 300, 70_000)
-LIMITS = Limits(frame_bytes=2**16, control_bytes=2**12, batch=64, tokens=4096, image_tokens=64, elements=2**16)
+LIMITS = Limits(frame_bytes=2**16, control_bytes=2**12, batch=64, tokens=4096, elements=2**16)
 
 
 @dataclass(frozen=True)

@@ -214,7 +214,7 @@ def text_that_lies(arena: Arena, parts: tuple[int, int, bytes]) -> None:
 )
 def a_dictionary_that_lies(arena: Arena, deflated: bytes) -> None:
     message = forward(arena)
-    message.statistics.dictionary = deflated
+    message.news.dictionary = deflated
     refused(arena.welcomed().say(message), "dictionary")
 
 

@@ -37,7 +37,7 @@ def largest(batch: int, words: int, answers: bool) -> TextBatch:
     return TextBatch(
         ids=torch.randint(VOCABULARY, (count,)),
         lengths=torch.full((batch,), words),
-        image_at=torch.randint(words + 1, (batch,)),
+        image_at=torch.randint(words, (batch,)),
         image=torch.arange(batch),
         answers=(torch.arange(count) % 2 == 1) & answers,
     )

@@ -7,15 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from conftest import Tiny, make_recipe
-from pairs import ENTROPY, IDENTITY, QUESTIONS, RATE, Pair, batches, pair, weights
+from pairs import ENTROPY, IDENTITY, QUESTIONS, RATE, batches, pair, weights
 from torch import Tensor
 
-from bitseam.errors import DataError, NonFiniteError, PeerGoneError, RefusedError
-from bitseam.quant import Quantized
+from bitseam.errors import DataError
 from bitseam.runs.checkpoint import build_client, build_server, load_client, newest
 from bitseam.runs.optimise import Stepper
 from bitseam.sessions.client import ClientSession
@@ -25,7 +23,6 @@ from bitseam.text.prompts import Prompter
 from bitseam.text.symbols import dictionary_of, kept_dictionary, text_message
 from bitseam.train import train
 from bitseam.transport import memory_pair
-from bitseam.wire import messages_pb2 as pb
 
 
 def test_identity_split_training_is_unsplit_training(tiny: Tiny, tmp_path: Path) -> None:
@@ -244,32 +241,6 @@ def test_tables_are_sent_again_when_codes_have_drifted(tiny: Tiny) -> None:
         assert sizes[-1] < 0.8 * sizes[0]
 
 
-def tables(size: int, stream: int = 0) -> pb.Statistics:
-    return pb.Statistics(stream=stream, tables=[pb.Tables(frequencies=bytes(size))])
-
-
-@pytest.mark.parametrize(
-    ("seam", "told", "complaint"),
-    [
-        ({}, tables(8), "stream 0: bytes of tables: 8; the limit is 0"),
-        (ENTROPY, tables(31), "take 32 bytes, not 31"),
-        (ENTROPY, tables(32), "table 0"),
-        (ENTROPY | {"streams__text": {}}, tables(32, stream=1), "text: tables for a codec that has none"),
-        (ENTROPY, pb.Statistics(stream=3, mean=bytes(4), std=bytes(4)), "stream 3, which was not agreed"),
-        (
-            {"streams__image": {"quantizer": "none", "codec": "fp16"}},
-            pb.Statistics(mean=bytes(4), std=bytes(4)),
-            "image: statistics for a quantizer that has none",
-        ),
-    ],
-)
-def test_statistics_are_checked(tiny: Tiny, seam: dict[str, Any], told: pb.Statistics, complaint: str) -> None:
-    with pytest.raises(RefusedError, match=complaint), pair(make_recipe(tiny, **seam)) as split:
-        state = {name: tensor.clone() for name, tensor in split.party.model.streams.state_dict().items()}
-        split.client._connection.exchange(pb.Calibrate(streams=[told]), pb.Ack)
-    assert all(torch.equal(tensor, state[name]) for name, tensor in split.party.model.streams.state_dict().items())
-
-
 def test_asking_gives_the_same_answers_alone_and_in_company(tiny: Tiny) -> None:
     recipe = make_recipe(tiny)
     with pair(recipe) as split:
@@ -280,127 +251,3 @@ def test_asking_gives_the_same_answers_alone_and_in_company(tiny: Tiny) -> None:
         for i in range(2):
             alone = next(zip(*split.client.ask(features[i : i + 1], prompter.batch([QUESTIONS[i]]), 5), strict=True))
             assert prompter.decode(alone) == prompter.decode(both[i])
-
-
-@pytest.mark.parametrize(
-    ("term", "value"),
-    [
-        ("stream.image.codec.0", '{"id":"fp16"}'),
-        ("text.tokenizer", "0123456789abcdef"),
-        ("train.steps", "5"),
-        ("seam.width", ""),
-    ],
-)
-def test_a_difference_is_refused_by_name_on_both_sides(tiny: Tiny, term: str, value: str) -> None:
-    refused: list[Pair] = []
-    with pytest.raises(RefusedError, match=term) as caught, pair(make_recipe(tiny), **{term: value}) as split:
-        refused.append(split)
-    assert not refused
-    assert (value or "(absent)") in str(caught.value)
-
-
-def test_nan_features_stop_both_sides_with_the_reason(tiny: Tiny) -> None:
-    recipe = make_recipe(tiny)
-    with pytest.raises(NonFiniteError), pair(recipe) as split:
-        features, text = batches(recipe, split.client)(0)
-        split.client.calibrate(features, text)
-        before = weights(split.party.model)
-        features[0, 0, 0] = float("nan")
-        split.client.step(1, 0, True, features, text)
-    assert isinstance(split.failures[0], PeerGoneError)
-    assert "NonFiniteError" in str(split.failures[0])
-    after = weights(split.party.model)
-    assert all(torch.equal(before[name], after[name]) for name in before)
-
-
-def test_a_step_out_of_order_is_refused(tiny: Tiny) -> None:
-    recipe = make_recipe(tiny)
-    with pytest.raises(RefusedError, match="step 9 where 1 is due"), pair(recipe) as split:
-        features, text = batches(recipe, split.client)(0)
-        split.client.calibrate(features, text)
-        split.client.step(9, 0, True, features, text)
-    assert "step 9 where 1 is due" in str(split.failures[0])
-
-
-def test_codes_of_another_shape_are_refused(tiny: Tiny) -> None:
-    recipe = make_recipe(tiny)
-    with pytest.raises(RefusedError, match="image codes: shape"), pair(recipe) as split:
-        features, text = batches(recipe, split.client)(0)
-        split.client.calibrate(features, text)
-        wrong = Quantized(torch.zeros(2, 4, 31), torch.zeros(()))
-        split.client.streams["image"].quantizer.forward = lambda x: wrong
-        split.client.step(1, 0, True, features, text)
-
-
-def test_a_question_that_holds_its_answer_is_refused(tiny: Tiny) -> None:
-    recipe = make_recipe(tiny)
-    with pytest.raises(RefusedError, match="a question holds no answers"), pair(recipe) as split:
-        features, text = batches(recipe, split.client)(0)
-        split.client.calibrate(features, text)
-        list(split.client.ask(features, text, 5))
-
-
-def test_text_that_is_damaged_is_refused_by_name(tiny: Tiny) -> None:
-    recipe = make_recipe(tiny)
-    with pytest.raises(RefusedError, match="text: 0 bytes are not"), pair(recipe) as split:
-        image = pb.Coded(shape=[1, 1, 1])
-        split.client._connection.exchange(pb.Forward(step=1, text=pb.Text(sequences=1), streams=[image]), pb.Backward)
-    assert split.party.step == 0
-
-
-NOT_FINITE = np.array([np.nan], "<f4").tobytes(), np.array([np.inf], "<f4").tobytes()
-
-
-@pytest.mark.parametrize(("field", "value"), [(f, v) for f in ("mean", "std") for v in NOT_FINITE])
-def test_statistics_that_are_not_finite_are_the_clients_fault(tiny: Tiny, field: str, value: bytes) -> None:
-    recipe = make_recipe(tiny)
-    told = {"mean": bytes(4 * 32), "std": np.ones(32, "<f4").tobytes()}
-    told[field] = value + told[field][4:]
-    with pytest.raises(RefusedError, match=rf"\(bad message\): statistics: {field}"), pair(recipe) as split:
-        split.client._connection.exchange(pb.Calibrate(image=pb.Statistics(**told)), pb.Ack)
-
-
-def test_codes_that_are_not_finite_are_the_clients_fault(tiny: Tiny) -> None:
-    recipe = make_recipe(tiny, seam__image_up__quantizer="fp16", seam__image_down__codec="fp32")
-    image = pb.Coded(shape=[1, 4, 32], payload=b"\x00\x7e" * 128)
-    text = text_message(Prompter(recipe.text).batch(["dog ?"], ["no"]), 16)
-    with (
-        pytest.raises(RefusedError, match=r"\(bad message\): image codes: payload of codec fp16"),
-        pair(recipe) as split,
-    ):
-        split.client._connection.exchange(pb.Forward(step=1, image=image, text=text), pb.Backward)
-
-
-def test_weights_that_are_not_finite_are_the_clients_fault(tiny: Tiny) -> None:
-    recipe = make_recipe(tiny, train__sharing="averaged", train__clients=2)
-    with pytest.raises(RefusedError, match=r"\(bad message\): weights: payload of codec fp32"), pair(recipe) as split:
-        sent = pb.Average(weights=pb.Coded(shape=[1], payload=NOT_FINITE[0]))
-        split.client._connection.exchange(sent, pb.Averaged)
-
-
-def test_a_loss_that_is_not_finite_is_the_servers_own(tiny: Tiny) -> None:
-    recipe = make_recipe(tiny)
-    with pytest.raises(RefusedError, match=r"\(server error\): the loss of step 1 is nan"), pair(recipe) as split:
-        features, text = batches(recipe, split.client)(0)
-        split.client.calibrate(features, text)
-        with torch.no_grad():
-            next(iter(split.party.model.language.model.parameters())).fill_(float("nan"))
-        split.client.step(1, 0, True, features, text, 0.25)
-
-
-def test_training_text_with_nothing_behind_its_image_is_refused(tiny: Tiny) -> None:
-    recipe = make_recipe(tiny)
-    with pytest.raises(RefusedError, match=r"\(bad message\): text: nothing follows the image"), pair(recipe) as split:
-        features, text = batches(recipe, split.client)(0)
-        split.client.calibrate(features, text)
-        split.client.step(1, 0, True, features, replace(text, image_at=text.lengths.clone()), 0.25)
-
-
-def test_a_question_may_end_in_its_image(tiny: Tiny) -> None:
-    recipe = make_recipe(tiny, text__prompt="what {question} {image}")
-    with pair(recipe) as split:
-        features, text = batches(recipe, split.client)(0)
-        split.client.calibrate(features, text)
-        asked = Prompter(recipe.text).batch(["dog ?"])
-        assert asked.image_at.tolist() == asked.lengths.tolist()
-        assert list(split.client.ask(features[:1], asked, 3))

@@ -30,6 +30,7 @@ LEAST: dict[str, dict[str, Any]] = {  # of the members without a default
     "top-k": {"share": 0.5},
     "randomized-top-k": {"share": 0.5},
     "splitfc": {"bits": 4},
+    "delta": {"first": "fp16", "inner": {"id": "nf", "bits": 4}, "capacity": 1000},
 }
 
 
@@ -71,6 +72,7 @@ def test_every_member_with_its_default() -> None:
                 "string": ["str"],
                 "integer or string": ["int", "str"],
                 "rows of integers": ["tuple"],
+                "codec": ["dict"],
             }[kind]
         )
 
