@@ -218,7 +218,7 @@ def test_a_change_crosses_in_as_many_bytes_with_less_error() -> None:
     codec, room = delta.BlockwiseInt(4, 64), sum(x.nbytes for x in first)
     lengths, errors = [], []
     for ends in ((codec, codec, 0), (delta.Fp16(), codec, room)):
-        payloads, received = delta.second_visit(delta.Delta(*ends), delta.Delta(*ends), first, second)
+        payloads, received = delta.second_visit(delta.Changes(*ends), delta.Changes(*ends), first, second)
         lengths.append([len(payload) for payload in payloads])
         errors.append(float((torch.cat(received) - torch.cat(second)).square().mean()))
     assert lengths[0] == lengths[1]

@@ -7,6 +7,7 @@ import torch
 from bitseam.codecs import (
     Bf16,
     BlockwiseInt,
+    Delta,
     EntropyStochastic,
     EntropyUniform,
     Fp8,
@@ -101,6 +102,7 @@ CASES = [
     CodecCase("top2", TopK(0.15), 2.5, "289dca249bcce208"),
     CodecCase("top6-int4", TopK(0.5, 4), 2.5, "1b90d2c67e1151be"),
     CodecCase("top12-sign", TopK(1, 1), 2.5, "2cbfc475e2e55e00"),
+    CodecCase("delta", Delta("fp16", {"id": "stochastic", "levels": 4}, 10**6), 2e-3, "d58590ca224fa568"),
     CodecCase("randomized-top3", RandomizedTopK(0.25, 8, 0.3), 2.51, "202a93527a80b707", deterministic=False),
 ]
 

@@ -56,7 +56,7 @@ def forget() -> None:
 def test_a_package_is_imported_when_its_codec_is_asked_for(install: Install) -> None:
     install()
     assert codec_from_config({"id": "fp16"}).codec_id == "fp16"
-    with pytest.raises(CodecError, match=r"unknown codec 'zip'; known: .*splitfc, my-int8$"):
+    with pytest.raises(CodecError, match=r"unknown codec 'zip'; known: .*splitfc, delta, my-int8$"):
         codec_from_config({"id": "zip"})
     assert "my_codecs" not in sys.modules
     codec = codec_from_config({"id": "my-int8", "step": 0.5})
