@@ -1,4 +1,4 @@
-"""What it is worth to send a picture's change when it comes again: `Delta` beside the codec that it sends with.
+"""What it is worth to send a picture's change when it comes again: codec `delta` beside the codec that it sends with.
 
     python benchmarks/delta.py --demo runs/demo --json docs/results/delta.json
 
@@ -27,7 +27,8 @@ from processes import about_run, train
 from traffic import POINTS
 
 from bitseam.cli.machine import circumstances
-from bitseam.codecs import BlockwiseInt, Codec, Delta, Fp16, NormalFloat, OneBit, SplitFC, TopK
+from bitseam.codecs import BlockwiseInt, Codec, Fp16, NormalFloat, OneBit, SplitFC, TopK
+from bitseam.codecs.delta import Changes
 from bitseam.runs.checkpoint import folder_of
 
 FIRST, SECOND = 800, 1600  # steps
@@ -57,7 +58,7 @@ def main() -> None:
     rows = []
     for name, codec in CODECS.items():
         for change, ends in ((False, (codec, codec, 0)), (True, (Fp16(), codec, room))):
-            payloads, received = second_visit(Delta(*ends), Delta(*ends), first, second)
+            payloads, received = second_visit(Changes(*ends), Changes(*ends), first, second)
             loss = now.loss([x * normalise.std + normalise.mean for x in received])
             rows.append(
                 {
@@ -77,7 +78,7 @@ def main() -> None:
 
 
 @torch.no_grad()
-def second_visit(sender: Delta, receiver: Delta, first: Tensors, second: Tensors) -> tuple[list[bytes], Tensors]:
+def second_visit(sender: Changes, receiver: Changes, first: Tensors, second: Tensors) -> tuple[list[bytes], Tensors]:
     """Messages of the second visit, and what arrives of each."""
     generator = torch.Generator().manual_seed(0)
     payloads, received = [], []

@@ -1,10 +1,8 @@
 """A quantizer of each kind, calibrated to features whose channels are unlike."""
 
-from collections.abc import Callable
-
 import torch
 
-from bitseam.quant import RDFSQ, Float, LearnedClipFSQ, Quantizer, RateFSQ, StepFSQ, TanhFSQ, TensorRDFSQ
+from bitseam.quant import RDFSQ, RateFSQ, StepFSQ, TensorRDFSQ
 
 WIDTH = 8
 
@@ -37,18 +35,3 @@ def rate_fsq() -> RateFSQ:
     quantizer.calibrate(features(100))
     quantizer.use(4.0, torch.arange(-4.0, 5.0).square().expand(6, 1, 9))
     return quantizer
-
-
-QUANTIZERS: list[Callable[[], Quantizer]] = [
-    rd_fsq,
-    lambda: rd_fsq(channels=5, levels=3),
-    tensor_rd_fsq,
-    lambda: rd_fsq(channels=6, kind=TanhFSQ),
-    lambda: rd_fsq(levels=3, kind=LearnedClipFSQ),
-    lambda: step_fsq(),
-    rate_fsq,
-    lambda: Float(WIDTH, torch.float32),
-    lambda: Float(WIDTH, torch.float16),
-    lambda: Float(WIDTH, torch.bfloat16),
-]
-NAMES = ["rd", "rd-narrow", "rd-tensor", "tanh", "learned-clip", "step", "rate", "fp32", "fp16", "bf16"]

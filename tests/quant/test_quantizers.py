@@ -1,66 +1,35 @@
-"""What all quantizers share, then RD-FSQ and the float formats."""
+"""What all quantizers share, then RD-FSQ."""
 
 from collections.abc import Callable
+from typing import ClassVar
 
 import numpy as np
 import pytest
 import torch
-from quantizer_examples import NAMES, QUANTIZERS, WIDTH, features, rate_fsq, rd_fsq, step_fsq
+from quantizer_examples import WIDTH, features, rate_fsq, rd_fsq, step_fsq, tensor_rd_fsq
 
+from bitseam.codecs import Fp16, Stochastic
 from bitseam.errors import CodecError, NonFiniteError
-from bitseam.quant import RDFSQ, Float, LearnedClipFSQ, Quantizer, RateFSQ, StepFSQ, TanhFSQ, semi_orthogonal
+from bitseam.quant import RDFSQ, LearnedClipFSQ, Quantizer, RateFSQ, StepFSQ, TanhFSQ, semi_orthogonal
 from bitseam.quant.uniform import level_values
+from bitseam.streams.through_codec import ThroughCodec
+from bitseam.testing import QuantizerChecklist
 
-every = pytest.mark.parametrize("make", QUANTIZERS, ids=NAMES)
 per_channel = pytest.mark.parametrize("kind", [RDFSQ, TanhFSQ, LearnedClipFSQ])
 
 
-@every
-@pytest.mark.parametrize("leading", [(), (0,), (1,), (2, 3, 5)])
-def test_any_leading_dimensions(make: Callable[[], Quantizer], leading: tuple[int, ...]) -> None:
-    quantizer = make()
-    out = quantizer(torch.randn(*leading, WIDTH))
-    assert out.levels.shape == (*leading, quantizer.channels)
-    assert out.distortion.shape == ()
-    assert torch.isfinite(out.distortion)
-
-
-@every
-@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
-def test_not_finite_is_refused_with_count_and_place(make: Callable[[], Quantizer], bad: float) -> None:
-    x = features()
-    x[1, 2, 3] = x[2, 0, 0] = bad
-    with pytest.raises(NonFiniteError, match=r"2 of 384 .* \(1, 2, 3\)"):
-        make()(x)
-
-
-@every
-def test_another_width_is_refused(make: Callable[[], Quantizer]) -> None:
-    with pytest.raises(CodecError, match="width 8"):
-        make()(torch.zeros(2, 7))
-
-
-@every
-def test_works_in_float32_under_autocast_and_on_bfloat16(make: Callable[[], Quantizer]) -> None:
-    x = features().bfloat16()
-    quantizer = make().eval()
-    plain = quantizer(x.float())
-    with torch.autocast("cpu", torch.bfloat16):
-        out = quantizer(x)
-    assert out.levels.dtype == out.distortion.dtype == torch.float32
-    assert torch.equal(out.levels, plain.levels)
-    assert torch.equal(out.distortion, plain.distortion)
-
-
-@every
-def test_is_differentiable_to_the_features_and_every_parameter(make: Callable[[], Quantizer]) -> None:
-    quantizer = make().train()
-    x = features().requires_grad_()
-    out = quantizer(x)
-    (out.levels.square().sum() + 0.25 * out.distortion).backward()
-    for name, tensor in [("features", x), *quantizer.named_parameters()]:
-        assert tensor.grad is not None, name
-        assert tensor.grad.abs().sum() > 0, name
+class TestQuantizers(QuantizerChecklist):
+    cases: ClassVar = {
+        "rd": rd_fsq,
+        "rd-narrow": lambda: rd_fsq(channels=5, levels=3),
+        "rd-tensor": tensor_rd_fsq,
+        "tanh": lambda: rd_fsq(channels=6, kind=TanhFSQ),
+        "learned-clip": lambda: rd_fsq(levels=3, kind=LearnedClipFSQ),
+        "step": step_fsq,
+        "rate": rate_fsq,
+        "through-codec": lambda: ThroughCodec(WIDTH, WIDTH, Fp16()),
+        "through-codec-narrow": lambda: ThroughCodec(WIDTH, 5, Stochastic(4)),
+    }
 
 
 @per_channel
@@ -210,33 +179,3 @@ def test_semi_orthogonal(channels: int, width: int) -> None:
         due = np.cos(angles) * np.sqrt(2 / width)
         due[0] /= np.sqrt(2)
         np.testing.assert_allclose(matrix, due, rtol=6e-8, atol=1e-12)
-
-
-def test_float32_is_the_identity() -> None:
-    x = features().requires_grad_()
-    out = Float(WIDTH, torch.float32)(x)
-    assert torch.equal(out.levels, x)
-    assert out.distortion == 0
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_float_formats_round_forward_and_not_backward(dtype: torch.dtype) -> None:
-    x = features().requires_grad_()
-    levels = Float(WIDTH, dtype)(x).levels
-    assert torch.equal(levels, x.to(dtype).float())
-    gradient = torch.full_like(levels, 1e-12) * features(1)  # fp16 would flush this to zero
-    levels.backward(gradient)
-    assert x.grad is not None
-    assert torch.equal(x.grad, gradient)
-
-
-def test_float16_overflow_is_refused_with_the_value() -> None:
-    x = features()
-    x[0, 1, 2] = -70000
-    with pytest.raises(NonFiniteError, match=r"-70000 at index \(0, 1, 2\) overflows fp16"):
-        Float(WIDTH, torch.float16)(x)
-
-
-def test_other_float_formats_are_refused() -> None:
-    with pytest.raises(CodecError, match="fp32, fp16, bf16"):
-        Float(4, torch.float64)

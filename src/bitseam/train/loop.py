@@ -78,6 +78,8 @@ def _begin(session: ClientSession, recipe: config.Recipe, stepper: Stepper, batc
         log.info("going on from %s", folder)
         restore_client(session.model, folder, recipe)
         session.restore(session.reached, resume_training(load_training(folder), stepper))
+        if recipe.train.clients > 1:  # a server of several does not go back with one of them
+            session.forget_samples()
         if not session.ledger.coded_bytes("Forward", "image"):  # a process that begins anew
             session.ledger.restore(load_crossed(folder))
     else:
