@@ -49,13 +49,14 @@ DEMO = Path("runs/demo/fp16")
 ELEMENTS, ROUNDS = 2_000_000, 5
 CLIPS = np.arange(0.5, 3.3, 0.1).round(1).tolist()  # where none is given, that of least error in calibration is taken
 
-QUANTIZERS = [  # quantizer, levels, clip, coding
-    *(("rd-fsq", levels, None, coding) for levels in (2, 3, 4, 8) for coding in ("uniform", "entropy-uniform")),
-    *(("rd-fsq", 3, clip, "entropy-uniform") for clip in (1.9, 2.3, 4.5)),
-    *((name, levels, None, "uniform") for name in ("rd-fsq-tensor", "tanh-fsq") for levels in (2, 4, 8)),
-    ("rd-fsq-tensor", 4, None, "entropy-uniform"),
-    ("learned-clip-fsq", 4, config.Stream().clip, "uniform"),
-    *(("rate-fsq", 31, clip, "entropy-uniform") for clip in (15, 30, 45, 75)),
+FIXED, ENTROPY = "uniform", "entropy-uniform"
+QUANTIZERS = [  # quantizer, levels, clip, codec
+    *(("rd-fsq", levels, None, codec) for levels in (2, 3, 4, 8) for codec in (FIXED, ENTROPY)),
+    *(("rd-fsq", 3, clip, ENTROPY) for clip in (1.9, 2.3, 4.5)),
+    *((name, levels, None, FIXED) for name in ("rd-fsq-tensor", "tanh-fsq") for levels in (2, 4, 8)),
+    ("rd-fsq-tensor", 4, None, ENTROPY),
+    ("learned-clip-fsq", 4, config.Stream().clip, FIXED),
+    *(("rate-fsq", 31, clip, ENTROPY) for clip in (15, 30, 45, 75)),
 ]
 PLANS = (0.5, 1, 1.5, 2)  # bits that `bitseam plan` is asked for
 _BOTH: dict[str, codecs.Codec] = {
@@ -88,7 +89,7 @@ class Way:
     codec: codecs.Codec
     front: Map = SAME
     back: Map = SAME
-    quantizer: config.Stream | None = None
+    stream: config.Stream | None = None  # whose quantizer it is
 
 
 def main() -> None:
@@ -125,27 +126,29 @@ def ups(sample: Sample) -> list[Way]:
 def planned(planner: UpPlanner, bits: float) -> Way:
     coded = planner.of_bits(bits).coded["image"]
     codec = coded.codec
-    up = config.Stream("step-fsq", levels=codec.levels, codec={"id": "entropy-uniform", "groups": codec.groups})
-    return Way(f"step-fsq planned for {bits:g}", codec, coded.levels, projection(*coded.quantizer.statistics()), up)
+    written = {"id": ENTROPY, "groups": codec.groups}
+    stream = config.Stream("step-fsq", levels=codec.levels, codec=written, steps=coded.channels.step.tolist())
+    back = projection(*coded.quantizer.statistics())
+    return Way(f"step-fsq planned for {bits:g}", codec, coded.levels, back, stream)
 
 
 @torch.no_grad()
-def quantized(calibration: Tensor, quantizer: Any, levels: int, clip: float | None, coding: Any) -> Way:
-    up = config.Stream(quantizer, levels=levels, clip=clip or 1.0, codec={"id": coding})
+def quantized(calibration: Tensor, quantizer: Any, levels: int, clip: float | None, codec: str) -> Way:
+    stream = config.Stream(quantizer, levels=levels, clip=clip or 1.0, codec={"id": codec})
     if clip is None and quantizer != "rd-fsq-tensor":  # that one knows no clip
         std = statistics_of(calibration).std
-        ways = (calibrated(replace(up, clip=clip), calibration) for clip in CLIPS)
+        ways = (calibrated(replace(stream, clip=clip), calibration) for clip in CLIPS)
         return min(
             ways, key=lambda way: float(((way.back(way.front(calibration)) - calibration) / std).square().mean())
         )
-    return calibrated(up, calibration)
+    return calibrated(stream, calibration)
 
 
 @torch.no_grad()
-def calibrated(up: config.Stream, calibration: Tensor) -> Way:
+def calibrated(stream: config.Stream, calibration: Tensor) -> Way:
     width = calibration.shape[-1]
-    sender = Sender("image", 0, up, width).eval()
-    quantizer: Any = sender.quantizer
+    sender = Sender("image", 0, stream, width).eval()
+    quantizer, codec = sender.quantizer, sender.codec(0)
     quantizer.calibrate(calibration)
     if isinstance(quantizer, TensorRDFSQ):  # it starts at random, and its server learns what the others are told
         nn.init.eye_(quantizer.project.weight)
@@ -154,12 +157,12 @@ def calibrated(up: config.Stream, calibration: Tensor) -> Way:
         back = projection(mean.expand(width), quantizer.DEVIATIONS * std.expand(width))
     else:
         back = projection(*quantizer.statistics(), rotation=quantizer.rotation())
-    codec = sender.codec(0)
     if isinstance(codec, codecs.EntropyUniform):
         codec = codec.learned(codec.counts(quantizer(calibration).levels))
-    name = f"{up.quantizer} {up.levels}" + ("" if isinstance(quantizer, TensorRDFSQ) else f" to {up.clip:g}")
-    name += ", entropy" * (up.codec["id"] == "entropy-uniform")
-    return Way(name, codec, lambda x: quantizer(x).levels, back, up)
+    name = f"{stream.quantizer} {stream.levels}"
+    name += "" if isinstance(quantizer, TensorRDFSQ) else f" to {stream.clip:g}"
+    name += ", entropy" * (stream.codec["id"] == ENTROPY)
+    return Way(name, codec, lambda x: quantizer(x).levels, back, stream)
 
 
 def projection(mean: Tensor, std: Tensor, rotation: Tensor | None = None) -> LevelProjection:
@@ -198,7 +201,7 @@ def compare(
                 **speed(way.codec, torch.cat([way.front(x) for x in tensors]), elements),
                 "elements": unit.numel(),
                 "settings": codecs.canonical({k: v for k, v in way.codec.config().items() if k != "tables"}),
-                "quantizer": None if way.quantizer is None else asdict(way.quantizer),
+                "stream": None if way.stream is None else asdict(way.stream),
             }
         )
     return rows

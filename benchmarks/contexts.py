@@ -40,23 +40,22 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    model, recipe, identity = load_client(newest(options.run, "client"), locate)
-    sender, tower, levels = model.eval().senders()["image"], LiveFeatures(model.vision), {}
+    model, _, identity = load_client(newest(options.run, "client"), locate)
+    image, tower, levels = model.senders()["image"], LiveFeatures(model.eval().vision), {}
     with torch.no_grad():
         for name, first in (("train", CALIBRATION), ("test", None)):
             rows = read_rows(options.questions / f"{name}.jsonl")
             paths = [path for path, _ in groupby(row.image for row in rows)][:first]
             features = [tower.of(paths[start : start + 50]) for start in range(0, len(paths), 50)]
-            for rate in range(sender.rates):
-                sender.use(rate)
-                levels[name, rate] = torch.cat([sender(model.vision(part)).levels for part in features])
+            for rate in range(image.rates):
+                image.use(rate)
+                levels[name, rate] = torch.cat([image(model.vision(part)).levels for part in features])
     rows = []
-    for rate, multiple in enumerate(recipe.streams["image"].rates):
+    for rate, multiple in enumerate(image.settings.rates):
         for groups in GROUPS:
             for contexts in CONTEXTS:
-                codec = EntropyUniform(
-                    sender.settings.levels, sender.entropy_codec(rate).clip, groups, contexts=contexts
-                )
+                used = image.codec(rate)
+                codec = EntropyUniform(used.levels, used.clip, groups, contexts=contexts)
                 rows.append({"multiple": multiple} | measured(codec, levels["train", rate], levels["test", rate]))
                 plain = next(r for r in rows if (r["multiple"], r["groups"]) == (multiple, groups))
                 saved = plain["of_ten"] - rows[-1]["of_ten"]

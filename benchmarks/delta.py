@@ -1,4 +1,4 @@
-"""What it is worth to send a picture's change when it comes again: `Delta` beside the codec that it sends with.
+"""What it is worth to send a picture's change when it comes again: codec `delta` beside the codec that it sends with.
 
     python benchmarks/delta.py --demo runs/demo --json docs/results/delta.json
 
@@ -23,10 +23,12 @@ from typing import Any
 
 import torch
 from frozen import Tensors, load, more, statistics_of
-from traffic import POINTS, about_run, train
+from processes import about_run, train
+from traffic import POINTS
 
 from bitseam.cli.machine import circumstances
-from bitseam.codecs import BlockwiseInt, Codec, Delta, Fp16, NormalFloat, OneBit, SplitFC, TopK
+from bitseam.codecs import BlockwiseInt, Codec, Fp16, NormalFloat, OneBit, SplitFC, TopK
+from bitseam.codecs.delta import Changes
 from bitseam.runs.checkpoint import folder_of
 
 FIRST, SECOND = 800, 1600  # steps
@@ -44,7 +46,7 @@ def main() -> None:
     parser.add_argument("--demo", type=Path, default=Path("runs/demo"), help="what `make demo` wrote")
     parser.add_argument("--json", type=Path, required=True)
     options = parser.parse_args()
-    point = (*POINTS["fp16"], f"train.checkpoint_every={FIRST}", f"train.steps={SECOND}")
+    point = {**POINTS["fp16"], "train.checkpoint_every": FIRST, "train.steps": SECOND}
     run = train(options.demo, "fp16 twice", point, seed=0)
     (before, _), (now, counts) = (
         load(folder_of(run, "client", step), folder_of(run, "server", step), None) for step in (FIRST, SECOND)
@@ -56,7 +58,7 @@ def main() -> None:
     rows = []
     for name, codec in CODECS.items():
         for change, ends in ((False, (codec, codec, 0)), (True, (Fp16(), codec, room))):
-            payloads, received = second_visit(Delta(*ends), Delta(*ends), first, second)
+            payloads, received = second_visit(Changes(*ends), Changes(*ends), first, second)
             loss = now.loss([x * normalise.std + normalise.mean for x in received])
             rows.append(
                 {
@@ -76,7 +78,7 @@ def main() -> None:
 
 
 @torch.no_grad()
-def second_visit(sender: Delta, receiver: Delta, first: Tensors, second: Tensors) -> tuple[list[bytes], Tensors]:
+def second_visit(sender: Changes, receiver: Changes, first: Tensors, second: Tensors) -> tuple[list[bytes], Tensors]:
     """Messages of the second visit, and what arrives of each."""
     generator = torch.Generator().manual_seed(0)
     payloads, received = [], []

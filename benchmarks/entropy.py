@@ -24,6 +24,7 @@ import constriction
 import numpy as np
 import torch
 from PIL import Image
+from processes import RECIPE
 from rate_distortion import entropy
 
 from bitseam.cli.machine import circumstances
@@ -32,7 +33,6 @@ from bitseam.config import load_recipe
 from bitseam.data.assets import path_of
 from bitseam.runs.checkpoint import build_client
 
-RECIPE = Path(__file__).parent.parent / "recipes" / "demo.toml"
 CALIBRATION, CODED, MESSAGE = 256, 512, 32
 SHAPE = (8, 729, 1280)
 ROUNDS = 5
@@ -71,14 +71,13 @@ def measure_bits(choices: list[int]) -> dict[int, dict[str, float]]:
         ]
         calibration = torch.cat(batches[: CALIBRATION // MESSAGE])
         model.vision.calibrate(calibration)
-        sender = model.senders()["image"]
-        sender.calibrate(model.vision(calibration))
-        known = sender(model.vision(calibration)).levels
-        coded = [sender(model.vision(batch)).levels for batch in batches[CALIBRATION // MESSAGE :]]
+        image = model.senders()["image"]
+        image.calibrate(model.vision(calibration))
+        known = image(model.vision(calibration)).levels
+        coded = [image(model.vision(batch)).levels for batch in batches[CALIBRATION // MESSAGE :]]
     figures = {}
     for groups in choices:
-        up = recipe.streams["image"]
-        codec = EntropyUniform(up.levels, up.clip, groups)
+        codec = EntropyUniform(image.settings.levels, image.settings.clip, groups)
         codec = codec.learned(codec.counts(known))
         counts = sum(codec.counts(levels) for levels in coded)
         total = float(counts.sum())

@@ -6,7 +6,8 @@ kills     `kill -9` of client, server or both at random moments of tiny runs, se
           the weights and optimisers of an undisturbed one, to the bit
 proxy     tiny runs over a link that tests/faults/proxy.py breaks, each kind of fault once a run; likewise
 hostile   tests/hostile, one case a test
-clients   tests/clients: many clients of one server; its tests record `clients` and `bytes_per_idle_client`
+clients   tests/sessions/test_sixteen.py: many clients of one server; it records `clients` and
+          `bytes_per_idle_client`
 overhead  of checkpoints and of exactly-once, at the demo's size: benchmarks/overhead.py
 
 Each part writes OUT/PART.json; `make fuzz` writes OUT/fuzz.json. The report is put together of them all, so a part that
@@ -29,10 +30,12 @@ from typing import Any
 from xml.etree import ElementTree
 
 TESTS = Path(__file__).resolve().parent.parent / "tests"
+HOSTILE, MANY_CLIENTS = TESTS / "hostile", TESTS / "sessions" / "test_sixteen.py"
 sys.path += [str(TESTS), str(TESTS / "faults")]
 
 import overhead  # noqa: E402
 from conftest import make_tiny  # noqa: E402
+from processes import RECIPE  # noqa: E402
 from proxy import draw_faults  # noqa: E402
 from survival import GAP, LINK, Survival, draw_kills, killed, through_proxy, undisturbed  # noqa: E402
 from tiny_run import write_tiny_run  # noqa: E402
@@ -144,26 +147,26 @@ def survive(inflicted: str, endured: str, runs: Callable[[Callable[[], Path]], I
 
 
 def hostile(options: argparse.Namespace) -> Figures:
-    tests = run_tests(TESTS / "hostile", options.out / "hostile.xml")
+    tests = run_tests(HOSTILE, options.out / "hostile.xml")
     cases = [case for case in tests.iter("testcase") if case.find("skipped") is None]
     failed = [case.get("name") for case in cases if case.find("failure") is not None or case.find("error") is not None]
     return {"hostile_cases": len(cases), "contained": len(cases) - len(failed), "failed": failed}
 
 
 def clients(options: argparse.Namespace) -> Figures:
-    tests = run_tests(TESTS / "clients", options.out / "clients.xml")
+    tests = run_tests(MANY_CLIENTS, options.out / "clients.xml")
     recorded = {entry.get("name"): float(entry.get("value", "nan")) for entry in tests.iter("property")}
     if tests.find(".//failure") is not None or tests.find(".//error") is not None:
-        sys.exit(f"{TESTS / 'clients'}: a test fails; see {options.out / 'clients.xml'}")
+        sys.exit(f"{MANY_CLIENTS}: a test fails; see {options.out / 'clients.xml'}")
     return {name: int(recorded[name]) for name in ("clients", "bytes_per_idle_client") if name in recorded}
 
 
-def run_tests(folder: Path, results: Path) -> ElementTree.Element:
-    """Run the tests of a folder, slow ones too, and read what pytest says of each."""
-    if not folder.is_dir():
-        sys.exit(f"{folder}: no such tests, and the report needs them")
+def run_tests(tests: Path, results: Path) -> ElementTree.Element:
+    """Run the tests of a folder or file, slow ones too, and read what pytest says of each."""
+    if not tests.exists():
+        sys.exit(f"{tests}: no such tests, and the report needs them")
     options = ["-q", "-m", "", "-o", "junit_family=xunit1", f"--junitxml={results}"]  # xunit1 has properties
-    command = [sys.executable, "-m", "pytest", *options, str(folder)]
+    command = [sys.executable, "-m", "pytest", *options, str(tests)]
     status = subprocess.run(command, check=False).returncode
     if status not in (0, 1):  # all passed, or some failed
         sys.exit(f"{' '.join(command)} ended with status {status}")
@@ -175,7 +178,7 @@ PARTS: dict[str, Callable[[argparse.Namespace], Figures]] = {
     "proxy": proxy,
     "hostile": hostile,
     "clients": clients,
-    "overhead": lambda options: overhead.measure(Path("recipes/demo.toml")),
+    "overhead": lambda options: overhead.measure(RECIPE),
 }
 
 

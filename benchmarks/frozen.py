@@ -59,11 +59,11 @@ class Sample:
 def load(client: Path, server: Path, questions: Path | None) -> tuple[Sample, dict[str, Any]]:
     """Halves from two checkpoints, and how much there is of what. questions: the recipe's test file by default.
 
-    Raises ModelError for halves of different runs, or trained with codes at the seam.
+    Raises ModelError for halves of different runs, or trained with a quantizer.
     """
     model, language, recipe, identity = load_pair(client, server, locate)
     if recipe.streams["image"].quantizer != "none":
-        raise ModelError(f"{client} and {server}: not the halves of a run with floats at the seam")
+        raise ModelError(f"{client} and {server}: not the halves of a run without a quantizer")
     by_image: dict[Path, list[Row]] = {}
     for row in read_rows(questions or recipe.data.test):
         by_image.setdefault(row.image, []).append(row)

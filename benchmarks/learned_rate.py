@@ -19,36 +19,31 @@ curve            each hundred steps: mean loss, payload bytes an image and what 
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Sequence
-from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
 import torch
-from rates import ask
-from traffic import LEARNED, LONGER, RECIPE, about_run, told, train
+from processes import RECIPE, Settings, about_run, options_of, steps_of, summary_of, train
+from rates import ask, stored_features, with_image
+from traffic import LEARNED, LONGER, told
 
 from bitseam import config
 from bitseam.cli.main import locate
-from bitseam.data.assets import cache_folder
 from bitseam.data.batches import Batches
-from bitseam.data.features import StoredFeatures
-from bitseam.data.inspection import contents_of
-from bitseam.data.memory import Memory
 from bitseam.data.rows import Row, read_rows
 from bitseam.runs.checkpoint import load_pair, newest
 from bitseam.text.prompts import Prompter
 
 FIXED, LEARNT = "fixed 2 bits", "learned rate"
-POINTS = {
-    FIXED: (),
+POINTS: dict[str, Settings] = {
+    FIXED: {},
     LEARNT: LEARNED,
-    f"{LEARNT}, 2,000 steps": (*LEARNED, LONGER),
-    "several rates": (*LEARNED, "streams.image.rates=[1, 0.6, 1.6]"),
+    f"{LEARNT}, 2,000 steps": LEARNED | LONGER,
+    "several rates": LEARNED | {"streams.image.rates": [1, 0.6, 1.6]},
 }
 OWN = {FIXED: "coded"}  # what `benchmarks/traffic.py` calls it
 PART = 100  # steps
@@ -56,12 +51,7 @@ ABOUT = ("machine", "versions", "threads", "commit", "command", "date")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--demo", type=Path, default=Path("runs/demo"), help="what `make demo` wrote")
-    parser.add_argument("--json", type=Path, required=True)
-    parser.add_argument("--points", nargs="*", default=list(POINTS), choices=list(POINTS))
-    parser.add_argument("--seeds", nargs="*", default=[0], type=int)
-    options = parser.parse_args()
+    options = options_of(__doc__, POINTS)
     kept = json.loads(options.json.read_text())["rows"] if options.json.exists() else []
     rows = {(row["point"], row["seed"]): row for row in kept}
     report = json.loads((options.demo / "report.json").read_text())
@@ -75,21 +65,19 @@ def main() -> None:
     show(rows)
 
 
-def row(demo: Path, run: Path, settings: tuple[str, ...]) -> dict[str, Any]:
+def row(demo: Path, run: Path, settings: Settings) -> dict[str, Any]:
     """What a trained point sent, what it learned, and how it answers at each of its rates."""
-    summary = json.loads((run / "client" / "summary.json").read_text())
-    steps = [json.loads(line) for line in (run / "client" / "log.jsonl").read_text().splitlines()]
+    summary, steps = summary_of(run), steps_of(run)
     sent = {(r["kind"], r["part"].partition(" (")[0]): r for r in summary["ledger"] if r["direction"] == "up"}
     image = sent["Forward", "image"]
     per_image = 2 * 16 * 288  # bytes at fp16: the ledger's way of counting images
     images = image["fp16_bytes"] / per_image
     last = [step["loss"] for step in steps[-PART:]]
-    recipe = config.load_recipe(RECIPE, dict(_parsed(setting) for setting in settings))
+    recipe = config.load_recipe(RECIPE, settings)
     tests = read_rows(demo / "questions" / "test.jsonl")
     asked = []
     for rate, multiple in enumerate(recipe.streams["image"].rates):
-        at = replace(recipe, streams={"image": replace(recipe.streams["image"], rate=rate)})
-        size, tasks = ask(at, run, tests)
+        size, tasks = ask(with_image(recipe, rate=rate), run, tests)
         pictures = sum(1 for _ in groupby(test.image for test in tests))
         asked.append({"rate": rate, "multiple": multiple, "bytes_per_image": size / pictures, "tasks": tasks})
     parts = [steps[i : i + PART] for i in range(0, len(steps), PART)]
@@ -125,23 +113,16 @@ def loss_on_test(run: Path, tests: Sequence[Row], rate: int = 0) -> float:
     client, server, recipe, _ = load_pair(newest(run, "client"), newest(run, "server"), locate)
     client.eval(), server.eval()
     client.senders()["image"].use(rate)
-    contents = contents_of((row.image for row in tests), Memory(cache_folder() / "checked.sqlite"))
-    features = StoredFeatures(client.vision, contents, cache_folder() / "features")
-    draw = Batches(tests, features, Prompter(recipe.text, locate), recipe.train.batch, recipe.seed)
+    draw = Batches(
+        tests, stored_features(client.vision, tests), Prompter(recipe.text, locate), recipe.train.batch, recipe.seed
+    )
     total, answers = 0.0, 0
     for number in range(len(tests) // recipe.train.batch):
         tower, text = draw(number)
-        total += float(server.loss(text, {"image": client(tower, text)["image"].levels}))
+        levels = {name: quantized.levels for name, quantized in client(tower, text).items()}
+        total += float(server.loss(text, levels))
         answers += int(text.answers.sum())
     return total / answers
-
-
-def _parsed(setting: str) -> tuple[str, Any]:
-    key, _, value = setting.partition("=")
-    try:
-        return key, json.loads(value)
-    except ValueError:
-        return key, value
 
 
 def show(rows: dict[tuple[str, int], dict[str, Any]]) -> None:

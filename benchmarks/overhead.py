@@ -18,15 +18,15 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from processes import RECIPE
 from step import make_batch, serving
 
 from bitseam.checks.client import ready_client
 from bitseam.cli.client import open_party
 from bitseam.cli.machine import circumstances
 from bitseam.cli.main import locate
-from bitseam.runs.optimise import Stepper
 from bitseam.sessions.server import digest
-from bitseam.train.loop import write_checkpoints
+from bitseam.train import Training
 from bitseam.wire import messages_pb2 as pb
 
 WARM, STEPS, CHECKPOINTS, DIGESTS = 5, 15, 5, 200
@@ -34,7 +34,7 @@ WARM, STEPS, CHECKPOINTS, DIGESTS = 5, 15, 5, 200
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--recipe", type=Path, default=Path("recipes/demo.toml"))
+    parser.add_argument("--recipe", type=Path, default=RECIPE)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     figures = measure(options.recipe)
@@ -54,22 +54,16 @@ def measure(path: Path) -> dict[str, Any]:
     ):
         session = party.session
         features, text = make_batch(recipe, session.model)
-        session.calibrate(features, text)
-        stepper = Stepper(session.model, recipe.client.rate, recipe.train)
+        training = Training(session, recipe, lambda _: (features, text), shown=False)
+        training.begin()
 
         def step() -> None:
-            for micro in range(recipe.train.accumulate):
-                last = micro == recipe.train.accumulate - 1
-                loss = session.step(session.reached + 1, micro, last, features, text)
-            stepper.step(recipe.train.accumulate * loss.answer_tokens)
-
-        def checkpoint() -> None:
-            write_checkpoints(session, recipe, stepper)
+            training.step(training.draw())
 
         steps = [_seconds(step) for _ in range(WARM + STEPS)][WARM:]
         checkpoints = []
         for _ in range(CHECKPOINTS):
-            checkpoints.append(_seconds(checkpoint))
+            checkpoints.append(_seconds(training.save))
             step()
         sizes = [row for row in session.ledger.rows() if row["kind"] == "Forward"]
         size = sum(int(row["bytes"]) for row in sizes) // max(int(row["messages"]) for row in sizes)

@@ -17,11 +17,11 @@ from __future__ import annotations
 import argparse
 import json
 import subprocess
-import sys
 from pathlib import Path
 from statistics import mean
 
-from traffic import RECIPE, about_run, told, train
+from processes import RECIPE, about_run, command, steps_of, summary_of, train
+from traffic import told
 
 from bitseam import config
 from bitseam.runs.checkpoint import newest
@@ -38,7 +38,7 @@ def main() -> None:
     options = parser.parse_args()
     name = f"planned for {options.bits:g} bits"
     plan = make_plan(options.demo, options.demo / f"plan-{options.bits:g}", options.bits)
-    run = train(options.demo, name, (), 0, plan / "plan.toml")
+    run = train(options.demo, name, {}, 0, plan / "plan.toml")
     said = json.loads((plan / "plan.json").read_text())
     figures = about_run(run) | {"plan": {part: said[part] for part in KEPT}} | sent(run, plan / "plan.toml")
     options.json.write_text(json.dumps(figures, indent=1) + "\n")
@@ -51,19 +51,18 @@ def make_plan(demo: Path, out: Path, bits: float) -> Path:
     """The folder of a plan of the demo's coded pair."""
     if not (out / "plan.toml").exists():
         halves = [word for side in ("client", "server") for word in (f"--{side}", str(newest(demo / "coded", side)))]
-        data = ["--set", f"data.train={demo}/questions/train.jsonl"]
-        words = ["plan", str(RECIPE), *data, *halves, "--bits", str(bits), "--out", str(out)]
-        subprocess.run([sys.executable, "-m", "bitseam.cli.main", *words], check=True)
+        data = {"data.train": f"{demo}/questions/train.jsonl"}
+        subprocess.run(command("plan", RECIPE, data, *halves, "--bits", str(bits), "--out", str(out)), check=True)
     return out
 
 
 def sent(run: Path, plan: Path) -> dict:
     """What a run's image codes took, and how it went."""
-    summary = json.loads((run / "client" / "summary.json").read_text())
-    steps = [json.loads(line) for line in (run / "client" / "log.jsonl").read_text().splitlines()]
+    summary, steps = summary_of(run), steps_of(run)
     recipe = config.load_recipe(RECIPE, {}, plan)
     image = next(row for row in summary["ledger"] if row["direction"] == "up" and row["part"].startswith("image"))
-    elements = image["fp16_bytes"] / 2 / recipe.seam.width * (recipe.streams["image"].channels or recipe.seam.width)
+    width = recipe.seam.width
+    elements = image["fp16_bytes"] / 2 / width * (recipe.streams["image"].channels or width)
     each = elements / len(steps)
     parts = [steps[start : start + PART] for start in range(0, len(steps), PART)]
     return {

@@ -18,9 +18,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
+from processes import RECIPE
 from traffic import told
 
 from bitseam import config
@@ -33,6 +35,7 @@ from bitseam.data.inspection import contents_of
 from bitseam.data.memory import Memory
 from bitseam.data.rows import Row, read_rows
 from bitseam.evals import evaluate
+from bitseam.models.vision.half import VisionHalf
 from bitseam.runs.checkpoint import load_client, newest
 from bitseam.sessions.client import ClientSession
 from bitseam.sessions.party import ServerParty
@@ -49,7 +52,7 @@ def main() -> None:
     parser.add_argument("--demo", type=Path, default=Path("runs/demo"), help="what `make demo` wrote")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    recipe = config.load_recipe(Path("recipes/demo.toml"), {"threads": os.cpu_count()})
+    recipe = config.load_recipe(RECIPE, {"threads": os.cpu_count()})
     torch.set_num_threads(recipe.threads)
     tests = read_rows(options.demo / "questions" / "test.jsonl")
     images = [image for image, _ in groupby(row.image for row in tests)]
@@ -72,9 +75,19 @@ def main() -> None:
 
 def at(levels: int, recipe: config.Recipe, run: Path, tests: Sequence[Row], images: int) -> dict:
     """Scores of the trained halves in `run` with so many levels; images: that the tests are about."""
-    up = replace(recipe.streams["image"], levels=levels, clip=RATES[levels])
-    size, tasks = ask(replace(recipe, streams={"image": up}), run, tests)
+    size, tasks = ask(with_image(recipe, levels=levels, clip=RATES[levels]), run, tests)
     return {"levels": levels, "clip": RATES[levels], "bytes_per_image": size / images, "tasks": tasks}
+
+
+def with_image(recipe: config.Recipe, **changes: Any) -> config.Recipe:
+    """The same with other settings of what images cross as."""
+    return replace(recipe, streams=recipe.streams | {"image": replace(recipe.streams["image"], **changes)})
+
+
+def stored_features(half: VisionHalf, rows: Sequence[Row]) -> StoredFeatures:
+    """Of the rows' images, kept in the cache."""
+    contents = contents_of((row.image for row in rows), Memory(cache_folder() / "checked.sqlite"))
+    return StoredFeatures(half, contents, cache_folder() / "features")
 
 
 def ask(recipe: config.Recipe, run: Path, tests: Sequence[Row]) -> tuple[int, dict]:
@@ -86,10 +99,8 @@ def ask(recipe: config.Recipe, run: Path, tests: Sequence[Row]) -> tuple[int, di
     server = threading.Thread(target=ServerSession(party, theirs).run)
     server.start()
     with ClientSession(model, lambda: ours, prompter.vocabulary) as session:
-        session.open(terms(recipe, model.senders(), prompter, str(identity)), training=False)
-        contents = contents_of((row.image for row in tests), Memory(cache_folder() / "checked.sqlite"))
-        features = StoredFeatures(model.vision, contents, cache_folder() / "features")
-        result = evaluate(session, prompter, tests, features.of)
+        session.open(terms(recipe, session.streams, prompter, str(identity)), training=False)
+        result = evaluate(session, prompter, tests, stored_features(model.vision, tests).of)
     server.join()
     tasks = {task: vars(score) for task, score in result.scores.items()}
     return session.ledger.coded_bytes("Ask", "image"), tasks

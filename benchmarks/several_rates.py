@@ -19,16 +19,16 @@ import argparse
 import json
 import math
 import shutil
-from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 from statistics import mean, stdev
 
 import torch
 from learned_rate import loss_on_test
-from rates import ask
+from processes import about_run, run_folder, train
+from rates import ask, with_image
 from safetensors.torch import load_file, save_file
-from traffic import LEARNED, about_run, run_folder, train
+from traffic import LEARNED
 
 from bitseam.data.rows import read_rows
 from bitseam.runs.checkpoint import newest, read_config
@@ -56,7 +56,7 @@ def go_on(demo: Path, seed: int, multiples: tuple[float, ...]) -> list[dict]:
     """Train a pair of the learned rate farther at some multiples of its step; a row for each of them."""
     start = run_folder(demo, "learned rate", seed)
     steps = read_config(newest(start, "client"))[1].step + MORE
-    settings = (*LEARNED, f"streams.image.rates={list(multiples)}", f"train.steps={steps}")
+    settings = LEARNED | {"streams.image.rates": multiples, "train.steps": steps}
     name = f"going on at {' '.join(f'{multiple:g}' for multiple in multiples)}"
     if not run_folder(demo, name, seed).exists():
         branch(start, run_folder(demo, name, seed), multiples, steps)
@@ -66,8 +66,7 @@ def go_on(demo: Path, seed: int, multiples: tuple[float, ...]) -> list[dict]:
     pictures = sum(1 for _ in groupby(test.image for test in tests))
     rows = []
     for rate, multiple in enumerate(multiples):
-        up = replace(recipe.streams["image"], rate=rate)
-        size, tasks = ask(replace(recipe, streams={"image": up}), run, tests)
+        size, tasks = ask(with_image(recipe, rate=rate), run, tests)
         rows.append(
             {
                 "seed": seed,
@@ -94,7 +93,7 @@ def branch(start: Path, out: Path, multiples: tuple[float, ...], steps: int) -> 
         kept["recipe"]["train"]["steps"] = steps
         (folder / "config.json").write_text(json.dumps(kept))
         model = load_file(folder / "model.safetensors")
-        model["streams.image.tables"] = model["streams.image.tables"].repeat(len(multiples), 1)
+        model["streams.image.tables"] = model["streams.image.tables"][:1].repeat(len(multiples), 1)
         save_file(model, folder / "model.safetensors")
         training = load_file(folder / "training.safetensors")
         for rate in range(len(multiples)) if side == "client" else ():  # new tables at once

@@ -11,20 +11,17 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import signal
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import cycle, islice
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 import torch
+from processes import RECIPE, Settings, server
 
 from bitseam import config
 from bitseam.checks.client import ready_client
@@ -44,7 +41,7 @@ ASKED = (2, 8, 2, 8, 2)  # questions about one image after the other, as in the 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--recipe", type=Path, default=Path("recipes/demo.toml"))
+    parser.add_argument("--recipe", type=Path, default=RECIPE)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--json", type=Path)
@@ -68,7 +65,7 @@ def main() -> None:
 
 
 @contextmanager
-def serving(path: Path, folder: Path, changes: Mapping[str, Any]) -> Iterator[config.Recipe]:
+def serving(path: Path, folder: Path, changes: Settings) -> Iterator[config.Recipe]:
     """A server of a recipe in a process of its own, below `folder`; yields the recipe that a client of it needs."""
     make_certificates(folder / "certs")
     overrides = {
@@ -80,15 +77,8 @@ def serving(path: Path, folder: Path, changes: Mapping[str, Any]) -> Iterator[co
     }
     recipe = config.load_recipe(path, overrides)
     torch.set_num_threads(recipe.threads)
-    sets = [word for key, value in overrides.items() for word in ("--set", f"{key}={value}")]
-    command = [sys.executable, "-m", "bitseam.cli.main", "serve", str(path), *sets]
-    with (folder / "server.log").open("w") as log:
-        server = subprocess.Popen(command, stdout=log, stderr=log)
-        try:
-            yield recipe
-        finally:
-            server.send_signal(signal.SIGTERM)
-            server.wait()
+    with server(path, overrides, folder / "server.log"):
+        yield recipe
 
 
 def make_batch(recipe: config.Recipe, client: ClientModel) -> tuple[torch.Tensor, TextBatch]:
@@ -104,17 +94,18 @@ def make_batch(recipe: config.Recipe, client: ClientModel) -> tuple[torch.Tensor
 
 def measure(recipe: config.Recipe, rounds: int, steps: int) -> dict:
     """Medians in seconds of split and unsplit steps that take turns."""
-    plain = replace(recipe, streams={"image": config.Stream("none", codec={"id": "fp32"})})
-    client, server = build_client(plain, locate).train(), build_server(plain, locate).train()
-    server.ways = prove(server, plain).ways
+    exact = config.Stream(quantizer="none", codec={"id": "fp32"}, gradient={"id": "fp32"})
+    plain = replace(recipe, streams={"image": exact})
+    client, language = build_client(plain, locate).train(), build_server(plain, locate).train()
+    language.ways = prove(language, plain).ways
     features, text = make_batch(recipe, client)
     steppers = (
         Stepper(client, recipe.client.rate, recipe.train),
-        Stepper(server, recipe.server.rate, recipe.train),
+        Stepper(language, recipe.server.rate, recipe.train),
     )
 
     def unsplit() -> None:
-        server.loss(text, {name: q.levels for name, q in client(features, text).items()}).backward()
+        language.loss(text, {"image": client.vision(features)}).backward()
         for stepper in steppers:
             stepper.step(int(text.answers.sum()))
 

@@ -11,52 +11,40 @@ of points that are not named stay. Nothing here was tuned on the test questions.
 
 from __future__ import annotations
 
-import argparse
 import json
-import signal
-import subprocess
-import sys
 from pathlib import Path
 
-import torch
 from matplotlib.figure import Figure
+from processes import Settings, about_run, options_of, summary_of, train
 
-from bitseam.cli.machine import circumstances, free_port
+from bitseam.cli.machine import circumstances
 from bitseam.evals.answers import wilson
 
-RECIPE = Path("recipes/demo.toml")
-LEARNED = (
-    "streams.image.quantizer=rate-fsq",
-    "streams.image.codec.id=entropy-uniform",
-    "streams.image.levels=21",
-    "streams.image.clip=25",  # a step of two and a half deviations
-    "streams.image.codec.groups=16",
-    "streams.image.codec.contexts=5",
-    "streams.image.distortion_weight=0.01",
-)
-LONGER = "train.steps=2000"  # a quarter more
-COARSE = "streams.image.gradient.step=4"
-FEW = ("streams.image.channels=24", "streams.image.gradient.step=2")
-POINTS = {
-    "coded": (),
-    "fp16": ("streams.image.quantizer=none", "streams.image.codec=fp16", "streams.image.gradient=fp16"),
-    "48 channels": ("streams.image.channels=48",),
+LEARNED = {
+    "streams.image.quantizer": "rate-fsq",
+    "streams.image.levels": 21,
+    "streams.image.clip": 25,  # a step of two and a half deviations
+    "streams.image.codec": {"id": "entropy-uniform", "groups": 16, "contexts": 5},
+    "streams.image.distortion_weight": 0.01,
+}
+LONGER = {"train.steps": 2000}  # a quarter more
+COARSE = {"streams.image.gradient.step": 4}
+FEW = {"streams.image.channels": 24, "streams.image.gradient.step": 2}
+POINTS: dict[str, Settings] = {
+    "coded": {},
+    "fp16": {"streams.image": {"quantizer": "none", "codec": "fp16", "gradient": "fp16"}},
+    "48 channels": {"streams.image.channels": 48},
     "24 channels": FEW,
-    "24 channels, 2,000 steps": (*FEW, LONGER),
+    "24 channels, 2,000 steps": FEW | LONGER,
     "learned rate": LEARNED,
-    "learned rate, 2,000 steps": (*LEARNED, LONGER),
-    "learned rate, coarse gradients": (*LEARNED, COARSE),
-    "learned rate, coarse gradients, 2,000 steps": (*LEARNED, LONGER, COARSE),
+    "learned rate, 2,000 steps": LEARNED | LONGER,
+    "learned rate, coarse gradients": LEARNED | COARSE,
+    "learned rate, coarse gradients, 2,000 steps": LEARNED | LONGER | COARSE,
 }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--demo", type=Path, default=Path("runs/demo"), help="what `make demo` wrote")
-    parser.add_argument("--json", type=Path, required=True)
-    parser.add_argument("--points", nargs="*", default=list(POINTS), choices=list(POINTS))
-    parser.add_argument("--seeds", nargs="*", default=[0], type=int)
-    options = parser.parse_args()
+    options = options_of(__doc__, POINTS)
     report = json.loads((options.demo / "report.json").read_text())
     kept = json.loads(options.json.read_text())["rows"] if options.json.exists() else []
     own = ("fp16", "coded")
@@ -67,7 +55,7 @@ def main() -> None:
             if (f"demo {name}", seed) in points:
                 continue
             run = train(options.demo, name, POINTS[name], seed)
-            summary = json.loads((run / "client" / "summary.json").read_text())
+            summary = summary_of(run)
             points[f"demo {name}", seed] = summary, about_run(run)["commit"]
             tasks[f"demo {name}", seed] = summary["tasks"]
     fp16 = report["traffic"]["fp16"]
@@ -91,45 +79,6 @@ def main() -> None:
     options.json.write_text(json.dumps({**about, "points": POINTS, "rows": rows}, indent=1) + "\n")
     show(rows)
     draw(rows, options.json.with_suffix(".png"))
-
-
-def train(demo: Path, name: str, point: tuple[str, ...], seed: int, plan: Path | None = None) -> Path:
-    """Serve and train the demo's recipe with a point's settings, over a plan where there is one; the run's folder."""
-    out = run_folder(demo, name, seed)
-    if (out / "client" / "summary.json").exists():
-        return out
-    settings = [
-        f"data.train={demo}/questions/train.jsonl",
-        f"data.test={demo}/questions/test.jsonl",
-        f"network.certificates={demo}/certs",
-        f"network.address=localhost:{free_port()}",
-        f"out={out}",
-        f"seed={seed}",
-        *point,
-    ]
-    words = [str(RECIPE), *(word for setting in settings for word in ("--set", setting))]
-    words += ["--plan", str(plan)] if plan else []
-    bitseam = [sys.executable, "-m", "bitseam.cli.main"]
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "about.json").write_text(json.dumps(circumstances(torch.get_num_threads())))
-    with (out / "server.log").open("w") as log:
-        server = subprocess.Popen([*bitseam, "serve", *words], stdout=log, stderr=log)
-        try:
-            subprocess.run([*bitseam, "train", *words], check=True)
-        finally:
-            server.send_signal(signal.SIGTERM)
-            server.wait()
-    return out
-
-
-def run_folder(demo: Path, name: str, seed: int) -> Path:
-    """Where a point's run lies."""
-    return demo / (name.replace(",", "").replace(" ", "-") + f"-seed-{seed}" * (seed > 0))
-
-
-def about_run(run: Path) -> dict:
-    """Machine, versions, threads and commit of a run that `train` made."""
-    return json.loads((run / "about.json").read_text())
 
 
 def show(rows: list[dict]) -> None:

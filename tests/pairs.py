@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -82,7 +82,7 @@ def batches(recipe: config.Recipe, client: ClientSession) -> Callable[[int], tup
         pixels = torch.randn(4, 3, 56, 56, generator=torch.Generator().manual_seed(number * size // 4))
         pick = [(number * size + i) % 4 for i in range(size)]
         text = prompter.batch([QUESTIONS[i] for i in pick], [ANSWERS[i] for i in pick])
-        return client.model.vision.features(pixels[pick]), text
+        return client.model.vision.features(pixels[pick]), replace(text, samples=torch.tensor(pick))
 
     return draw
 

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import json
 import re
-import tomllib
+from dataclasses import fields
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 import pytest
 from conftest import load_benchmark
 from typer.testing import CliRunner
 
 from bitseam.cli.main import app
-from bitseam.codecs import _CODECS
-from bitseam.config import QuantizerName
+from bitseam.codecs import BUILT_IN
+from bitseam.config import STREAMS, QuantizerName, Stream, load_recipe
 from bitseam.evals.report import summary_markdown
+from bitseam.streams import Sender, build_streams
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -52,8 +53,6 @@ def test_make_targets_exist() -> None:
 
 
 def test_keys_in_the_guide_are_keys_of_recipes() -> None:
-    from bitseam.config import load_recipe
-
     recipe = load_recipe(ROOT / "recipes" / "demo.toml")
     for key in re.findall(
         r"`((?:client|server|seam|text|train|data|network)\.[a-z_.]+)`", (ROOT / "docs" / "guide.md").read_text()
@@ -64,19 +63,33 @@ def test_keys_in_the_guide_are_keys_of_recipes() -> None:
             value = getattr(value, name)
 
 
-def test_the_guides_fewest_bytes_are_those_that_were_measured() -> None:
+def test_the_guides_fewest_bytes_are_those_that_were_measured(tmp_path: Path) -> None:
+    """Laid over the demo's recipe, the page's lines give the streams of that point of the benchmark."""
     page = (ROOT / "docs" / "guide.md").read_text()
-    blocks = re.findall(r"```toml\n(\[streams.image\].*?)```", page, re.DOTALL)
-    told = tomllib.loads(next(block for block in blocks if "rate-fsq" in block))
-    measured: dict[str, Any] = {"streams": {"image": {"gradient": {"id": "entropy-stochastic"}}}}
-    for setting in load_benchmark("traffic").POINTS["learned rate, coarse gradients"]:
-        key, _, value = setting.partition("=")
-        *path, name = key.split(".")
-        table = measured
-        for part in path:
-            table = table.setdefault(part, {})
-        table[name] = value if value.isalpha() or "-" in value else json.loads(value)
-    assert told == measured
+    (tmp_path / "guide.toml").write_text(
+        re.findall(r"bytes.*?```toml\n(.*?)```", page.split("## Fewest")[1], re.DOTALL)[0]
+    )
+    point = load_benchmark("traffic").POINTS["learned rate, coarse gradients"]
+    demo = ROOT / "recipes" / "demo.toml"
+    assert load_recipe(demo, plan=tmp_path / "guide.toml").streams == load_recipe(demo, point).streams
+
+
+def test_recipes_tables_in_the_guide_load(tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "guide.md").read_text()
+    shown = re.findall(r"```toml\n(.*?)```", page, re.DOTALL)
+    assert len(shown) == 2
+    for number, lines in enumerate(shown):
+        (tmp_path / f"{number}.toml").write_text(lines)
+        recipe = load_recipe(ROOT / "recipes" / "demo.toml", plan=tmp_path / f"{number}.toml")
+        build_streams(Sender, recipe.streams, recipe.seam.width)
+
+
+def test_keys_of_streams_in_the_guide_are_all_that_there_are() -> None:
+    section = (ROOT / "docs" / "guide.md").read_text().split("## Streams")[1].split("## ")[0]
+    rows = re.findall(r"^\| (`[^|]*) \|", section.split("| key | means |")[1], re.MULTILINE)
+    assert set(re.findall(r"`(\w+)`", " ".join(rows))) == {field.name for field in fields(Stream)}
+    named = set(re.findall(r"^\| `(\w+)` \|", section.split("| key | means |")[0], re.MULTILINE))
+    assert named == set(STREAMS)
 
 
 def test_readme_table_is_that_of_the_kept_report() -> None:
@@ -92,7 +105,7 @@ def test_codecs_table_is_that_of_the_kept_figures() -> None:
 def test_codecs_page_tells_of_each() -> None:
     page = (ROOT / "docs" / "codecs.md").read_text()
     told = set(re.findall(r"`([\w-]+)`", " ".join(re.findall(r"^\*\*(.+?)\*\*", page, re.MULTILINE))))
-    assert told == {*_CODECS, *get_args(QuantizerName), "Delta"}
+    assert told == {*BUILT_IN, *get_args(QuantizerName)}
 
 
 def test_results_have_a_row_each() -> None:

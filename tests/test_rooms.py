@@ -26,6 +26,7 @@ ALLOWED = {
     "transport": {"wire", "errors"},
     "text": {"wire", "config", "errors"},
     "streams": {*CODING, "wire", "config", "errors"},
+    "testing": {*CODING, "streams", "errors"},
     "models.weights": {"errors"},
     "models.vision": {"models.weights", "config", "errors"},
     "models.language": {"models.weights", "config", "errors"},

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from bitseam.codecs import Codec, Delta, Fp16, Fp32, Stochastic, Uniform
+from bitseam.codecs.delta import Changes
 from bitseam.errors import CodecError, NonFiniteError
 
 SHAPE = (6, 16)
@@ -14,9 +15,10 @@ def features(sample: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(SHAPE, generator=torch.Generator().manual_seed(1000 * seed + sample))
 
 
-def ends(inner: Codec, capacity: int = ROOM, first: Codec | None = None) -> tuple[Delta, Delta]:
+def ends(inner: Codec, capacity: int = ROOM, first: Codec | None = None) -> tuple[Changes, Changes]:
     first = first or Uniform(4, 1.49)
-    return Delta(first, inner, capacity), Delta(first, inner, capacity)
+    codec = Delta(first.config(), inner.config(), capacity)
+    return codec.changes(), codec.changes()
 
 
 def send(sender: Delta, receiver: Delta, sample: int, x: torch.Tensor) -> torch.Tensor:
@@ -140,4 +142,4 @@ def test_another_shape_is_refused_on_either_end() -> None:
 
 def test_a_negative_capacity_is_refused() -> None:
     with pytest.raises(CodecError, match="capacity"):
-        Delta(Fp32(), Fp32(), -1)
+        Delta("fp32", "fp32", -1)

@@ -30,6 +30,11 @@ def test_fields_are_those_of_the_parts(faults: ModuleType, tmp_path: Path) -> No
         faults.put_together(tmp_path)
 
 
+def test_the_tests_that_it_runs_are_there(faults: ModuleType) -> None:
+    assert list(faults.HOSTILE.glob("test_*.py"))
+    assert "bytes_per_idle_client" in faults.MANY_CLIENTS.read_text()
+
+
 def test_what_a_failed_run_went_through_is_not_survived(faults: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
     runs = [Survival(["one", "two"]), Survival(["three"], failure="not bit-identical: x.safetensors")]
     figures = faults.survive("kills", "bit_identical", lambda new: runs)

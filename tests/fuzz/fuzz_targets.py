@@ -18,7 +18,8 @@ from typing import Any
 import torch
 from fuzz_mutation import Mutation, move_weight, mutate_bytes, mutate_message, mutate_symbols
 
-from bitseam.codecs import Codec, Delta, EntropyUniform, codec_from_config
+from bitseam.codecs import Codec, EntropyUniform, codec_from_config
+from bitseam.codecs.delta import Changes
 from bitseam.errors import BitseamError, CodecError, LimitError, PeerGoneError, WireError
 from bitseam.text.batch import TextBatch
 from bitseam.text.symbols import read_text, text_message
@@ -178,7 +179,7 @@ def _delta() -> Target:
     """The second visit of a sample that comes again."""
     first, inner = codec_from_config({"id": "fp16"}), codec_from_config({"id": "stochastic", "levels": 4})
     x = torch.randn(4, 8)
-    sender, receiver = Delta(first, inner, 2**20), Delta(first, inner, 2**20)
+    sender, receiver = Changes(first, inner, 2**20), Changes(first, inner, 2**20)
     visits = [sender.encode(1, x), sender.encode(1, x + 0.1)]
 
     def run(variant: int, message: bytes) -> None:

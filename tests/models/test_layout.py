@@ -7,6 +7,7 @@ import torch
 from conftest import Tiny, make_recipe
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pairs import IDENTITY
 from torch.nn.functional import cross_entropy
 
 from bitseam.models.language.half import load_language_half
@@ -46,9 +47,7 @@ def texts(draw: st.DrawFn) -> TextBatch:
 
 
 def model_of(tiny: Tiny) -> ServerModel:
-    recipe = make_recipe(
-        tiny, streams__image={"quantizer": "none", "codec": "fp32"}, streams__image__gradient__id="fp32"
-    )
+    recipe = make_recipe(tiny, **IDENTITY)
     return ServerModel(load_language_half(recipe.server), recipe).eval()
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import Tiny, load_benchmark, make_recipe
+from pairs import IDENTITY
 
 from bitseam.errors import ModelError
 from bitseam.models.proof import TOLERANCES, prove
@@ -15,7 +16,6 @@ from bitseam.models.server import Ways
 from bitseam.runs.checkpoint import build_server
 from bitseam.sessions.party import ServerParty
 
-IDENTITY = {"streams__image": {"quantizer": "none", "codec": "fp32"}, "streams__image__gradient__id": "fp32"}
 # Of each model of the campaign (`make equality` tries all): whether its questions share rows.
 VERDICTS = {
     "M1": {"gemma 2": "equal", "granite": "equal", "cohere": "equal"},

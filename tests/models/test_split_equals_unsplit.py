@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from conftest import WORDS, Tiny, make_recipe
+from pairs import IDENTITY
 from torch import Tensor
 from transformers import LlavaForConditionalGeneration
 
@@ -12,7 +13,6 @@ from bitseam.runs.checkpoint import build_client, build_server
 from bitseam.text.batch import TextBatch
 from bitseam.text.prompts import Prompter
 
-IDENTITY = {"streams__image": {"quantizer": "none", "codec": "fp32"}, "streams__image__gradient__id": "fp32"}
 IMAGE = WORDS.index("<image>")
 
 

@@ -20,9 +20,9 @@ OPTIONS = ["-n", "0", "-s", "-q", "-p", "no:cacheprovider", "-o", "timeout=0", "
 
 @dataclass(frozen=True)
 class Baseline:
-    """`tests`: seconds of each that is used, in the order that they are tried: first one variant of every function,
-    the quickest of it, then the next. `lines`: tests of a file's line, as places in that order. `imported`: a file's
-    lines that run when it is imported. `modules`: what the tests imported, ours left out."""
+    """`tests`: seconds of each that is used, in the order that they are tried. `lines`: tests of a file's line, as
+    places in that order. `imported`: a file's lines that run when it is imported. `modules`: what the tests imported,
+    ours left out. `left_out`: tests that fail, are skipped or too slow."""
 
     tests: dict[str, float]
     lines: dict[str, dict[int, list[int]]]
@@ -74,7 +74,7 @@ def record(room: str, folders: Iterable[Path]) -> Baseline:
     pytest.main([*OPTIONS, *map(str, folders)], plugins=[recorder])
     measure.stop()
     fit = {test: spent for test, spent in recorder.seconds.items() if test not in recorder.unfit and spent <= SLOWEST}
-    order = ranked(fit)
+    order = ranked(fit, f"tests/{room}/")
     places = {test: place for place, test in enumerate(order)}
     data = measure.get_data()
     lines, imported = {}, {}
@@ -88,11 +88,12 @@ def record(room: str, folders: Iterable[Path]) -> Baseline:
     return Baseline(order, lines, imported, modules, sorted(set(recorder.seconds) - set(fit)))
 
 
-def ranked(seconds: dict[str, float]) -> dict[str, float]:
-    """One variant of each test function first, then another of each; among those, the quickest first."""
+def ranked(seconds: dict[str, float], own: str) -> dict[str, float]:
+    """The room's own tests first: one variant of each function, then another of each; of those, the quickest first."""
     seen: dict[str, int] = {}
     rank = {}
     for test in sorted(seconds, key=lambda test: (seconds[test], test)):
         function = test.partition("[")[0]
-        rank[test] = seen[function] = seen.get(function, 0) + 1
-    return {test: seconds[test] for test in sorted(seconds, key=lambda test: (rank[test], seconds[test], test))}
+        seen[function] = seen.get(function, 0) + 1
+        rank[test] = (not test.startswith(own), seen[function], seconds[test], test)
+    return {test: seconds[test] for test in sorted(seconds, key=rank.__getitem__)}

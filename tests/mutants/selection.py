@@ -48,7 +48,7 @@ class Selection:
         """Of what runs at import: tests of functions that mention what the statement defines, or else of the whole
         file; and tests in files that mention it, or its class, since importing it runs no line."""
         if not self.runs_at_import(mutant):
-            return ()
+            return self.running(mutant)
         own_name = mutant.function.rpartition(".")[2]
         names, before = {own_name} if mutant.live else set(mutant.names), 0
         while len(names) > before:

@@ -140,7 +140,10 @@ PACKAGE = {
         "import functools\n"
         "LIMIT = 5\n"
         "UNUSED = 5\n"
-        "class Box:\n"
+        "class Thing:\n"
+        "    def __init__(self):\n"
+        "        self.kind = 'thing'\n"
+        "class Box(Thing):\n"
         "    def __init__(self, size):\n"
         "        super().__init__()\n"
         "        self.size = size\n"
@@ -161,7 +164,7 @@ PACKAGE = {
     "tests/wire/test_one.py": (
         "from bitseam.wire.one import TEN, Box, half\n"
         "def test_full():\n"
-        "    assert Box(5).full and not Box(4).full\n"
+        "    assert Box(5).full and not Box(4).full and Box(5).kind == 'thing'\n"
         "def test_half():\n"
         "    assert half(8) == 5\n"
         "def test_ten():\n"
@@ -175,7 +178,9 @@ PACKAGE = {
 OUTCOMES = {
     ("", "LIMIT = 5", "LIMIT = 6"): "test_",
     ("", "UNUSED = 5", "UNUSED = 6"): "survived",
-    ("Box.__init__", "super().__init__()", "pass"): "survived",
+    ("Thing.__init__", "self.kind = 'thing'", "pass"): "test_full",
+    ("Thing.__init__", "self.kind = 'thing'", "self.kind = 'mutated'"): "test_full",
+    ("Box.__init__", "super().__init__()", "pass"): "test_full",
     ("Box.__init__", "self.size = size", "pass"): "test_full",
     ("Box", "@property\n@functools.cache\ndef full(self):", "@property\ndef full(self):"): "survived",
     ("Box.full", "return self.size >= LIMIT", "return None"): "test_full",
@@ -234,7 +239,7 @@ def test_a_whole_campaign_stops_and_goes_on(tmp_path: Path) -> None:
     }
     told = (tmp_path / "runs" / "mutants" / "wire" / "survivors.txt").read_text()
     assert "listed as equivalent, but was killed: wire/one.py |  | LIMIT = 5 | LIMIT = 6" in told
-    assert "wire/one.py:20 untested  (no test runs it)\n  - return x\n  + return None" in told
+    assert "wire/one.py:23 untested  (no test runs it)\n  - return x\n  + return None" in told
     # After a change of one function, only its own mutants are run again.
     source = tmp_path / "src" / "bitseam" / "wire" / "one.py"
     source.write_text(source.read_text().replace("x * 2", "x + x"))

@@ -178,6 +178,17 @@ def test_a_rotation_is_renewed_when_it_has_cost_the_bits_of_sending_it() -> None
     assert directions.unchecked.tolist() == [0, 0]
 
 
+def test_a_rotation_that_has_cost_just_as_much_is_not_yet_renewed() -> None:
+    directions = calibrated(20)
+    directions.running_covariance.copy_(turned(45))
+    directions.lost.fill_(8 * 4)
+    directions.unchecked.copy_(torch.tensor([8, 0]))
+    before = directions.rotation.clone()
+    directions(NOTHING)
+    assert float(directions.lost) == 8 * 4
+    assert torch.equal(directions.rotation, before)
+
+
 def test_bits_that_rounding_saves_are_no_credit() -> None:
     directions = calibrated(20)  # 119 and 43 of 127: a little less than a whole direction
     directions.unchecked.copy_(torch.tensor([8, 1000]))

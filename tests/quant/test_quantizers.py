@@ -1,121 +1,35 @@
-"""What all quantizers share, then RD-FSQ, ours and the paper's, and the float formats."""
+"""What all quantizers share, then RD-FSQ."""
 
 from collections.abc import Callable
+from typing import ClassVar
 
+import numpy as np
 import pytest
 import torch
+from quantizer_examples import WIDTH, features, rate_fsq, rd_fsq, step_fsq, tensor_rd_fsq
 
+from bitseam.codecs import Fp16, Stochastic
 from bitseam.errors import CodecError, NonFiniteError
-from bitseam.quant import (
-    RDFSQ,
-    Float,
-    LearnedClipFSQ,
-    LevelProjection,
-    Quantizer,
-    RateFSQ,
-    StepFSQ,
-    TanhFSQ,
-    TensorRDFSQ,
-    semi_orthogonal,
-)
+from bitseam.quant import RDFSQ, LearnedClipFSQ, Quantizer, RateFSQ, StepFSQ, TanhFSQ, semi_orthogonal
 from bitseam.quant.uniform import level_values
+from bitseam.streams.through_codec import ThroughCodec
+from bitseam.testing import QuantizerChecklist
 
-WIDTH = 8
-
-
-def features(seed: int = 0, batch: int = 3, width: int = WIDTH) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    spread = torch.linspace(0.2, 5, width)
-    return torch.randn(batch, 16, width, generator=generator) * spread + spread.flip(0)
-
-
-def rd_fsq(channels: int = WIDTH, levels: int = 4, clip: float = 1.49, kind: type[RDFSQ] = RDFSQ) -> RDFSQ:
-    quantizer = kind(WIDTH, channels, levels, clip)
-    quantizer.calibrate(features(100))
-    return quantizer
-
-
-def tensor_rd_fsq() -> TensorRDFSQ:
-    torch.manual_seed(0)
-    return TensorRDFSQ(WIDTH, WIDTH, 4)
-
-
-def step_fsq() -> StepFSQ:
-    quantizer = StepFSQ(WIDTH, WIDTH, 5, (0.0, *(0.5, 1.0) * 3, 2.0))
-    quantizer.calibrate(features(100))
-    return quantizer
-
-
-def rate_fsq() -> RateFSQ:
-    quantizer = RateFSQ(WIDTH, 6, 9, 4.0)
-    quantizer.calibrate(features(100))
-    quantizer.use(4.0, torch.arange(-4.0, 5.0).square().expand(6, 1, 9))
-    return quantizer
-
-
-QUANTIZERS: list[Callable[[], Quantizer]] = [
-    rd_fsq,
-    lambda: rd_fsq(channels=5, levels=3),
-    tensor_rd_fsq,
-    lambda: rd_fsq(channels=6, kind=TanhFSQ),
-    lambda: rd_fsq(levels=3, kind=LearnedClipFSQ),
-    lambda: step_fsq(),
-    rate_fsq,
-    lambda: Float(WIDTH, torch.float32),
-    lambda: Float(WIDTH, torch.float16),
-    lambda: Float(WIDTH, torch.bfloat16),
-]
-NAMES = ["rd", "rd-narrow", "rd-tensor", "tanh", "learned-clip", "step", "rate", "fp32", "fp16", "bf16"]
-every = pytest.mark.parametrize("make", QUANTIZERS, ids=NAMES)
 per_channel = pytest.mark.parametrize("kind", [RDFSQ, TanhFSQ, LearnedClipFSQ])
 
 
-@every
-@pytest.mark.parametrize("leading", [(), (0,), (1,), (2, 3, 5)])
-def test_any_leading_dimensions(make: Callable[[], Quantizer], leading: tuple[int, ...]) -> None:
-    quantizer = make()
-    out = quantizer(torch.randn(*leading, WIDTH))
-    assert out.levels.shape == (*leading, quantizer.channels)
-    assert out.distortion.shape == ()
-    assert torch.isfinite(out.distortion)
-
-
-@every
-@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
-def test_not_finite_is_refused_with_count_and_place(make: Callable[[], Quantizer], bad: float) -> None:
-    x = features()
-    x[1, 2, 3] = x[2, 0, 0] = bad
-    with pytest.raises(NonFiniteError, match=r"2 of 384 .* \(1, 2, 3\)"):
-        make()(x)
-
-
-@every
-def test_another_width_is_refused(make: Callable[[], Quantizer]) -> None:
-    with pytest.raises(CodecError, match="width 8"):
-        make()(torch.zeros(2, 7))
-
-
-@every
-def test_works_in_float32_under_autocast_and_on_bfloat16(make: Callable[[], Quantizer]) -> None:
-    x = features().bfloat16()
-    quantizer = make().eval()
-    plain = quantizer(x.float())
-    with torch.autocast("cpu", torch.bfloat16):
-        out = quantizer(x)
-    assert out.levels.dtype == out.distortion.dtype == torch.float32
-    assert torch.equal(out.levels, plain.levels)
-    assert torch.equal(out.distortion, plain.distortion)
-
-
-@every
-def test_is_differentiable_to_the_features_and_every_parameter(make: Callable[[], Quantizer]) -> None:
-    quantizer = make().train()
-    x = features().requires_grad_()
-    out = quantizer(x)
-    (out.levels.square().sum() + 0.25 * out.distortion).backward()
-    for name, tensor in [("features", x), *quantizer.named_parameters()]:
-        assert tensor.grad is not None, name
-        assert tensor.grad.abs().sum() > 0, name
+class TestQuantizers(QuantizerChecklist):
+    cases: ClassVar = {
+        "rd": rd_fsq,
+        "rd-narrow": lambda: rd_fsq(channels=5, levels=3),
+        "rd-tensor": tensor_rd_fsq,
+        "tanh": lambda: rd_fsq(channels=6, kind=TanhFSQ),
+        "learned-clip": lambda: rd_fsq(levels=3, kind=LearnedClipFSQ),
+        "step": step_fsq,
+        "rate": rate_fsq,
+        "through-codec": lambda: ThroughCodec(WIDTH, WIDTH, Fp16()),
+        "through-codec-narrow": lambda: ThroughCodec(WIDTH, 5, Stochastic(4)),
+    }
 
 
 @per_channel
@@ -182,42 +96,48 @@ def test_an_image_is_coded_alike_whatever_its_neighbours(kind: type[RDFSQ]) -> N
     assert torch.equal(codes[0], codes[2])
 
 
+@pytest.mark.parametrize("kind", [RDFSQ, TanhFSQ, LearnedClipFSQ, StepFSQ])
+def test_statistics_follow_by_a_tenth_or_the_given_momentum(kind: type[RDFSQ]) -> None:
+    clip = () if kind is StepFSQ else (1.5,)
+    assert kind(4, 4, 3, *clip).normalise.momentum == 0.1
+    assert kind(4, 4, 3, *clip, momentum=0.3).normalise.momentum == 0.3
+
+
 @per_channel
 def test_statistics_rest_once_frozen(kind: type[RDFSQ]) -> None:
     quantizer = rd_fsq(kind=kind).train()
-    assert quantizer.normalise.momentum == 0.1
     quantizer.freeze()
     before = {name: value.clone() for name, value in quantizer.state_dict().items()}
     quantizer(features(seed=7) * 10 + 3)
     assert all(torch.equal(value, before[name]) for name, value in quantizer.state_dict().items())
 
 
-def test_the_papers_variant_is_three_deviations_of_the_batch() -> None:
-    quantizer, x = tensor_rd_fsq(), features().requires_grad_()
-    out = quantizer(x)
-    z = (x @ quantizer.project.weight.T + quantizer.project.bias).detach()
-    unit = (z - z.mean()) / (3 * z.std(correction=0))
-    table = level_values(4, 1.0)
-    assert torch.equal(out.levels, table[(unit[..., None] - table).abs().argmin(-1)])
-    weight = torch.randn(out.levels.shape, generator=torch.Generator().manual_seed(1))
-    (out.levels * weight).sum().backward()  # by z, the statistics held constant
-    inside = torch.where(unit.abs() <= 1, weight / (3 * z.std(correction=0)), 0)
-    torch.testing.assert_close(x.grad, inside @ quantizer.project.weight.detach())
+OVERFLOWS = [
+    (step_fsq, lambda quantizer: quantizer.step.fill_(1e-3), "features in steps"),
+    (
+        lambda: rd_fsq(kind=LearnedClipFSQ),
+        lambda quantizer: quantizer.log_clip.fill_(-99),
+        "features in units of the learned clip",
+    ),
+    (rate_fsq, lambda quantizer: quantizer.principal.scale.fill_(1e-3), "principal components"),
+]
 
 
-def test_the_papers_variant_of_equal_features_is_in_the_middle() -> None:
-    quantizer = TensorRDFSQ(2, 2, 5)
+@pytest.mark.parametrize(("make", "shrink", "what"), OVERFLOWS, ids=["step", "learned-clip", "rate"])
+def test_what_overflows_where_units_are_small_is_refused(
+    make: Callable[[], Quantizer], shrink: Callable[[Quantizer], object], what: str
+) -> None:
+    quantizer = make().eval()
     with torch.no_grad():
-        quantizer.project.weight.copy_(torch.eye(2))
-        quantizer.project.bias.zero_()
-    assert (quantizer(torch.full((4, 2), 3.0)).levels == 0).all()
+        shrink(quantizer)
+    with pytest.raises(NonFiniteError, match=what):
+        quantizer(1e37 * features())
 
 
-def test_the_papers_variant_breaks_that() -> None:
-    quantizer = tensor_rd_fsq()
-    x, others = features(), features(seed=7) * 10 + 3
-    alone, mixed = quantizer(x).levels[0], quantizer(torch.cat([x[:1], others[1:]])).levels[0]
-    assert (alone != mixed).float().mean() > 0.2
+def test_one_token_has_the_distortion_of_its_own_angle() -> None:
+    quantizer, x = rd_fsq().eval(), features()[0, :2]
+    apart = [quantizer(token).distortion for token in x]
+    torch.testing.assert_close(quantizer(x).distortion, sum(apart) / 2)
 
 
 @per_channel
@@ -254,82 +174,8 @@ def test_semi_orthogonal(channels: int, width: int) -> None:
     torch.testing.assert_close(gram, torch.eye(channels).double(), atol=5e-7, rtol=0)
     assert torch.equal(matrix, semi_orthogonal(channels, width))
     assert torch.equal(semi_orthogonal(width, width), torch.eye(width))
-
-
-@pytest.mark.parametrize(("kind", "clip"), [(RDFSQ, 6.0), (LearnedClipFSQ, 6.0), (TanhFSQ, 99.0)])
-def test_projection_undoes_the_quantizer_when_levels_are_fine(kind: type[RDFSQ], clip: float) -> None:
-    quantizer, projection = rd_fsq(levels=65536, clip=clip, kind=kind).eval(), LevelProjection(WIDTH, WIDTH)
-    projection.calibrate(*quantizer.statistics())
-    x = features()
-    torch.testing.assert_close(projection(quantizer(x).levels), x, atol=2e-2, rtol=0)
-
-
-def test_projection_of_fewer_channels_is_the_orthogonal_projection() -> None:
-    quantizer, projection = rd_fsq(channels=5, levels=4096, clip=6.0).eval(), LevelProjection(5, WIDTH)
-    projection.calibrate(*quantizer.statistics())
-    x, basis = features(), semi_orthogonal(5, WIDTH)
-    torch.testing.assert_close(projection(quantizer(x).levels), x @ basis.T @ basis, atol=2e-2, rtol=0)
-
-
-@pytest.mark.parametrize("rotated", [False, True])
-def test_projection_is_of_levels_turned_spread_and_moved(rotated: bool) -> None:
-    projection = LevelProjection(3, 4, rotated)
-    due = {"weight", "bias", "mean", "std"} | ({"rotation"} if rotated else set())
-    assert projection.state_dict().keys() == due
-    generator = torch.Generator().manual_seed(0)
-    levels, mean = torch.randn(2, 3, generator=generator), torch.randn(3, generator=generator)
-    std, turn = torch.tensor([0.5, 2.0, 3.0]), torch.randint(-127, 128, (3, 3), generator=generator).to(torch.int8)
-    torch.testing.assert_close(projection(levels), levels @ semi_orthogonal(3, 4))  # fresh
-    projection.calibrate(mean, std)
-    if rotated:
-        projection.rotate(turn)
-    with torch.no_grad():
-        projection.bias.copy_(torch.arange(4.0))
-    spread = levels * std @ (turn.float() / 127 if rotated else torch.eye(3)).T + mean
-    torch.testing.assert_close(projection(levels), spread @ semi_orthogonal(3, 4) + torch.arange(4.0))
-
-
-def test_projection_refuses_bad_statistics() -> None:
-    projection, ones = LevelProjection(5, WIDTH), torch.ones(5)
-    with pytest.raises(CodecError, match="std has shape"):
-        projection.calibrate(ones, torch.ones(6))
-    with pytest.raises(NonFiniteError, match="mean"):
-        projection.calibrate(ones * float("nan"), ones)
-    for bad in (ones * 0, -ones, torch.tensor([1.0, 1, 1, 1, 0])):
-        with pytest.raises(CodecError, match="positive"):
-            projection.calibrate(ones, bad)
-    with pytest.raises(CodecError, match="mean has shape"):
-        projection.calibrate(torch.ones(1, 5), ones)
-    with pytest.raises(NonFiniteError, match="std"):
-        projection.calibrate(ones, ones * float("inf"))
-    assert projection.std.tolist() == [1] * 5
-
-
-def test_float32_is_the_identity() -> None:
-    x = features().requires_grad_()
-    out = Float(WIDTH, torch.float32)(x)
-    assert torch.equal(out.levels, x)
-    assert out.distortion == 0
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_float_formats_round_forward_and_not_backward(dtype: torch.dtype) -> None:
-    x = features().requires_grad_()
-    levels = Float(WIDTH, dtype)(x).levels
-    assert torch.equal(levels, x.to(dtype).float())
-    gradient = torch.full_like(levels, 1e-12) * features(1)  # fp16 would flush this to zero
-    levels.backward(gradient)
-    assert x.grad is not None
-    assert torch.equal(x.grad, gradient)
-
-
-def test_float16_overflow_is_refused_with_the_value() -> None:
-    x = features()
-    x[0, 1, 2] = -70000
-    with pytest.raises(NonFiniteError, match=r"-70000 at index \(0, 1, 2\) overflows fp16"):
-        Float(WIDTH, torch.float16)(x)
-
-
-def test_other_float_formats_are_refused() -> None:
-    with pytest.raises(CodecError, match="fp32, fp16, bf16"):
-        Float(4, torch.float64)
+    if channels < width:
+        angles = np.pi / width * np.outer(np.arange(channels), np.arange(width) + 0.5)
+        due = np.cos(angles) * np.sqrt(2 / width)
+        due[0] /= np.sqrt(2)
+        np.testing.assert_allclose(matrix, due, rtol=6e-8, atol=1e-12)

@@ -115,13 +115,13 @@ def test_levels_are_those_of_the_components_and_their_gradient_ends_at_the_clip(
 
 
 def test_the_rate_is_the_price_of_the_levels_with_the_slope_between_them() -> None:
-    quantizer = RateFSQ(3, 3, 5, 2.0)
+    quantizer = RateFSQ(3, 3, 5, 3.0)
     corners = torch.tensor([[3.0, 0, 0], [-3, 0, 0], [0, 2, 0], [0, -2, 0], [0, 0, 1], [0, 0, -1]])
     quantizer.calibrate(corners)
     prices = torch.tensor([[9.0, 4, 1, 2, 7], [5, 3, 1, 3.5, 8], [2, 2.5, 0.5, 6, 6.5]])
-    quantizer.use(2.0, prices[:, None].double())
-    steps = torch.tensor([[0.3, -1.7, 0.2], [-0.4, 0.9, -0.6], [1.6, 5.0, -7.0], [-1.2, -0.1, 1.999]])
-    scale, turn = quantizer.statistics()[1][0], quantizer.rotation().float() / 127
+    quantizer.use(3.0, prices[:, None].double())
+    steps = torch.tensor([[0.3, -1.7, 0.2], [-0.4, 0.9, -0.6], [1.6, 5.0, -7.0], [-1.2, -0.1, 1.999], [2.6, -2.7, 2.8]])
+    scale, turn = quantizer.statistics()[1][0] * 1.5, quantizer.rotation().float() / 127
     x = (steps * scale) @ turn.T
     x.requires_grad_()
     told = quantizer.eval()(x).distortion
@@ -133,6 +133,13 @@ def test_the_rate_is_the_price_of_the_levels_with_the_slope_between_them() -> No
     # Steps are divided by their root mean square, which is held constant: nothing is left along them.
     slope -= steps * (slope * steps).sum() / steps.square().sum()
     torch.testing.assert_close(x.grad, (slope / scale) @ turn.T, rtol=1e-4, atol=1e-5)
+
+
+def test_the_rate_of_one_element_is_its_price() -> None:
+    quantizer = RateFSQ(1, 1, 3, 1.0)
+    quantizer.calibrate(torch.tensor([[-1.0], [1.0]]))
+    quantizer.use(1.0, torch.tensor([[[2.0, 1.0, 3.0]]]))
+    assert [quantizer.eval()(torch.tensor([x])).distortion.item() for x in (-9.0, 0.1, 9.0)] == [2, 1, 3]
 
 
 def test_what_is_in_use_goes_out_to_the_clip() -> None:
@@ -215,6 +222,8 @@ def test_the_rotation_follows_features_that_turn_and_rests_where_they_do_not() -
 def test_what_cannot_be_is_refused() -> None:
     with pytest.raises(CodecError, match="odd number of levels, not 4"):
         RateFSQ(WIDTH, WIDTH, 4, CLIP)
+    with pytest.raises(CodecError, match="levels must be"):
+        RateFSQ(WIDTH, WIDTH, 1, CLIP)
     with pytest.raises(CodecError, match="not calibrated"):
         RateFSQ(WIDTH, WIDTH, LEVELS, CLIP)(features())
     with pytest.raises(CodecError, match="two tokens"):

@@ -115,6 +115,7 @@ def test_one_token_counts_and_two_are_enough_to_calibrate() -> None:
     assert (statistics.mean.item(), statistics.std.item()) == (1, 1)
     statistics(torch.tensor([[5.0]]))
     assert (statistics.running_mean.item(), statistics.running_var.item()) == (3, 0.5 + 4)
+    statistics.count(torch.tensor([[5.0]], requires_grad=True))
     assert not any(buffer.requires_grad for buffer in statistics.buffers())
 
 

@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 
@@ -46,6 +47,12 @@ def test_best_clips_give_the_textbook_error_on_a_gaussian(levels: int, clip: flo
 
     assert error(clip) == pytest.approx(mse, rel=2e-3)
     assert error(clip) < min(error(clip * 0.9), error(clip * 1.1))
+
+
+@pytest.mark.parametrize(("levels", "clip"), GRIDS)
+def test_levels_are_rounded_once(levels: int, clip: float) -> None:
+    exact = (2 * np.arange(levels) - (levels - 1)) * (clip / (levels - 1))
+    assert np.array_equal(level_values(levels, clip).numpy(), exact.astype(np.float32))
 
 
 @pytest.mark.parametrize(("levels", "dtype"), [(2, torch.uint8), (256, torch.uint8), (257, torch.int32)])

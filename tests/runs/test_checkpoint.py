@@ -35,6 +35,7 @@ KINDS = [
     {"server__tune": "frozen"},
     {"streams__text__clip": 3.0},
     {"streams__image__codec__id": "entropy-uniform", "streams__image__codec__contexts": 3},
+    {"streams__image": {"quantizer": "none", "codec": {"id": "nf", "bits": 4}, "channels": 20}},
     {"llava": True},
 ]
 

@@ -8,10 +8,9 @@ import pytest
 import torch
 from conftest import Tiny, make_recipe
 
-from bitseam.errors import LimitError
+from bitseam.errors import LimitError, printable
 from bitseam.sessions.averaging import Averaging
 from bitseam.sessions.limits import QUESTIONS, held_bytes, require_rows, session_limits
-from bitseam.sessions.peer import printable
 from bitseam.sessions.seat import Seat
 from bitseam.streams import Stream, build_streams
 from bitseam.streams.coded import encode

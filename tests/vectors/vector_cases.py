@@ -14,6 +14,7 @@ from bitseam.codecs import (
     Bf16,
     BlockwiseInt,
     Codec,
+    Delta,
     EntropyStochastic,
     EntropyUniform,
     Fp8,
@@ -177,6 +178,9 @@ CASES: dict[str, list[Case]] = {
         Case("a fine step", EntropyStochastic(0.05), sample(3, 7), exact=False),
         Case("zeros", EntropyStochastic(2), torch.zeros(3, 7), exact=False),
         Case("two lanes", EntropyStochastic(4), sample(LANES // 60, 60), exact=False),
+    ],
+    "delta": [
+        Case("by itself", Delta("fp16", {"id": "nf", "bits": 4}, 1000), sample(2, 2, 6)),
     ],
 }  # fmt: skip
 

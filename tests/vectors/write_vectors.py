@@ -37,6 +37,7 @@ CONFIGURATIONS: tuple[dict[str, Any], ...] = (
     {"id": "randomized-top-k", "share": 0.1},
     {"id": "one-bit"},
     {"id": "splitfc", "bits": 4},
+    {"id": "delta", "first": "fp16", "inner": {"id": "nf", "bits": 4}, "capacity": 1000},
 )
 WRONG: tuple[dict[str, Any], ...] = (
     {"id": "zip"},

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from bitseam.codecs import _CODECS, Codec, codec_from_config
+from bitseam.codecs import BUILT_IN, Codec, codec_from_config
 from bitseam.codecs.packing import pack
 from bitseam.errors import CodecError
 from bitseam.text.symbols import _FIRST, _FURTHER, _HERE, _HIDDEN, _IDS, _TURN, TextBatch, text_message
@@ -30,6 +30,7 @@ LEAST: dict[str, dict[str, Any]] = {  # of the members without a default
     "top-k": {"share": 0.5},
     "randomized-top-k": {"share": 0.5},
     "splitfc": {"bits": 4},
+    "delta": {"first": "fp16", "inner": {"id": "nf", "bits": 4}, "capacity": 1000},
 }
 
 
@@ -48,7 +49,7 @@ def build(codec_id: str, **members: Any) -> Codec:
 
 
 def test_every_codec() -> None:
-    assert sorted(row[0] for row in CODECS) == sorted(_CODECS)
+    assert sorted(row[0] for row in CODECS) == sorted(BUILT_IN)
     for codec_id, _, length in CODECS:
         assert (length == "by the shape") == build(codec_id).fixed_length, codec_id
 
@@ -56,7 +57,7 @@ def test_every_codec() -> None:
 def test_every_member_with_its_default() -> None:
     due = {
         (codec_id, field.name): None if field.default is MISSING else field.default
-        for codec_id, codec in _CODECS.items()
+        for codec_id, codec in BUILT_IN.items()
         for field in fields(codec)
     }
     told = {(codec_id, name): json.loads(default) if default else None for codec_id, name, _, _, default in MEMBERS}
@@ -71,6 +72,7 @@ def test_every_member_with_its_default() -> None:
                 "string": ["str"],
                 "integer or string": ["int", "str"],
                 "rows of integers": ["tuple"],
+                "codec": ["dict"],
             }[kind]
         )
 
@@ -133,10 +135,10 @@ def test_example_of_symbols() -> None:
 def test_members_and_files_of_vectors() -> None:
     members, files = tables("Test vectors")
     names = {row[0] for row in files} - {"ID.json"}
-    assert {path.name for path in (ROOT / "vectors").iterdir()} == names | {f"{codec_id}.json" for codec_id in _CODECS}
+    assert {path.name for path in (ROOT / "vectors").iterdir()} == names | {f"{codec_id}.json" for codec_id in BUILT_IN}
     used = {
         member
-        for codec_id in _CODECS
+        for codec_id in BUILT_IN
         for vector in json.loads((ROOT / "vectors" / f"{codec_id}.json").read_text())["vectors"]
         for member in vector
     }

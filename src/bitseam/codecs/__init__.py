@@ -6,6 +6,7 @@ from typing import Any
 
 import rfc8785
 
+from bitseam.codecs import plugins
 from bitseam.codecs.base import Codec
 from bitseam.codecs.blockwise_int import BlockwiseInt
 from bitseam.codecs.delta import Delta
@@ -19,9 +20,10 @@ from bitseam.codecs.split_fc import SplitFC
 from bitseam.codecs.stochastic import Stochastic
 from bitseam.codecs.top_k import RandomizedTopK, TopK
 from bitseam.codecs.uniform import Uniform
-from bitseam.errors import CodecError
+from bitseam.errors import BitseamError, CodecError, first_sentence
 
 __all__ = [
+    "BUILT_IN",
     "Bf16",
     "BlockwiseInt",
     "Codec",
@@ -40,13 +42,14 @@ __all__ = [
     "Uniform",
     "canonical",
     "codec_from_config",
+    "codecs",
 ]
 
-_CODECS: dict[str, type[Any]] = {
+BUILT_IN: dict[str, type[Any]] = {
     codec.codec_id: codec
     for codec in (
         *(Fp32, Fp16, Bf16, Fp8, Uniform, Stochastic, BlockwiseInt, NormalFloat),
-        *(EntropyUniform, EntropyStochastic, TopK, RandomizedTopK, OneBit, SplitFC),
+        *(EntropyUniform, EntropyStochastic, TopK, RandomizedTopK, OneBit, SplitFC, Delta),
     )
 }
 
@@ -54,10 +57,10 @@ _CODECS: dict[str, type[Any]] = {
 def codec_from_config(config: Mapping[str, Any]) -> Codec:
     """Build a codec from {"id": ..., **its fields}. Raises CodecError for what is unknown, missing or out of range."""
     kind = config.get("id")
-    if not isinstance(kind, str) or kind not in _CODECS:
-        raise CodecError(f"unknown codec {kind!r}; known: {', '.join(_CODECS)}")
+    if not isinstance(kind, str) or kind not in {*BUILT_IN, *plugins.named()}:
+        raise CodecError(f"unknown codec {kind!r}; known: {', '.join([*BUILT_IN, *plugins.named()])}")
     options = {key: value for key, value in config.items() if key != "id"}
-    known = fields(_CODECS[kind])
+    known = fields(_class_of(kind))
     names = ", ".join(field.name for field in known) or "none"
     for key in options:
         if key not in {field.name for field in known}:
@@ -65,7 +68,23 @@ def codec_from_config(config: Mapping[str, Any]) -> Codec:
     for field in known:
         if field.default is MISSING and field.name not in options:
             raise CodecError(f"codec {kind} needs the option {field.name!r}; known: {names}")
-    return _CODECS[kind](**options)
+    try:
+        return _class_of(kind)(**options)
+    except BitseamError:
+        raise
+    except Exception as error:  # of a codec that is not ours
+        raise CodecError(f"codec {kind}: {first_sentence(error, named=True)}") from error
+
+
+def codecs() -> dict[str, type[Any]]:
+    """Every codec that a recipe may name, others' too. Raises CodecError that names a package whose codec is none."""
+    return {name: _class_of(name) for name in [*BUILT_IN, *plugins.named()]}
+
+
+def _class_of(name: str) -> type[Any]:
+    if name in plugins.named():
+        return plugins.load(name, frozenset(BUILT_IN))
+    return BUILT_IN[name]
 
 
 def canonical(config: Mapping[str, Any]) -> str:
@@ -73,4 +92,8 @@ def canonical(config: Mapping[str, Any]) -> str:
 
     Raises as `codec_from_config`.
     """
-    return rfc8785.dumps(codec_from_config(config).config()).decode()
+    codec = codec_from_config(config)
+    try:
+        return rfc8785.dumps(codec.config()).decode()
+    except rfc8785.CanonicalizationError as error:
+        raise CodecError(f"codec {codec.codec_id}: options that are no JSON: {error}") from error

@@ -28,6 +28,16 @@ class Codec(ABC):
     codec_id: ClassVar[str]
     fixed_length: ClassVar[bool] = True  # whether the shape alone decides the length of a payload
 
+    @property
+    def unbiased(self) -> bool:
+        """Whether E[decode(encode(x))] = x for any x, as gradients should have it: rounding at random, or none."""
+        return False
+
+    def settled(self) -> "Codec":
+        """The codec to encode with where nothing is trained, whose payloads this one decodes: itself, unless it draws
+        at random what to leave out."""
+        return self
+
     def config(self) -> dict[str, Any]:
         """What `codec_from_config` builds the same codec from; fit for JSON."""
         return {"id": self.codec_id, **asdict(self)}  # type: ignore[call-overload]
@@ -35,19 +45,27 @@ class Codec(ABC):
     def encode(self, x: Tensor, generator: torch.Generator | None = None) -> bytes:
         """Encode floats of any shape, on any device; `generator` (CPU) serves the codecs that draw random numbers.
 
-        Raises CodecError for a dtype that is not floating-point, NonFiniteError for NaN or infinity.
+        Raises CodecError for a dtype that is not floating-point, NonFiniteError for NaN or infinity, and CodecError
+        where the codec itself breaks its promises.
         """
         if not x.is_floating_point():
             raise CodecError(f"codec {self.codec_id} takes floating-point tensors, not {x.dtype}")
         self._check_shape(x.shape)
         require_finite(x, f"input of codec {self.codec_id}")
-        return self._encode_from(x.detach(), generator)
+        payload, due = self._encode_from(x.detach(), generator), self._payload_bytes(tuple(x.shape))
+        if type(payload) is not bytes or len(payload) > due or (self.fixed_length and len(payload) < due):
+            came = f"{len(payload)} bytes" if type(payload) is bytes else f"{type(payload).__name__}, not bytes"
+            raise CodecError(
+                f"codec {self.codec_id} made {came} of shape {tuple(x.shape)}, which by its own word takes {due} "
+                f"bytes{'' if self.fixed_length else ' at most'}"
+            )
+        return payload
 
     def decode(self, payload: bytes, shape: Sequence[int], device: torch.device | str = "cpu") -> Tensor:
         """Decode to float32 of the given shape, on the given device.
 
         Raises CodecError, before memory is taken, for a shape no tensor has or a payload of a length that it cannot
-        take; and for bytes that no encoder makes.
+        take; and for bytes that no encoder makes, or where the codec itself breaks its promises.
         """
         most = self.payload_bytes(shape)
         if len(payload) > most or (self.fixed_length and len(payload) < most):
@@ -77,7 +95,12 @@ class Codec(ABC):
 
     def _decode_to(self, payload: bytes, shape: tuple[int, ...], device: torch.device) -> Tensor:
         """Payload of a possible length -> float32 on the device, in any shape; by the CPU, as above."""
-        return self._decode(payload, shape).to(device)
+        x = self._decode(payload, shape)
+        if not isinstance(x, Tensor) or x.dtype != torch.float32 or x.numel() != math.prod(shape):
+            came = f"{x.dtype} of shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
+            raise CodecError(f"codec {self.codec_id} decoded to {came} where float32 of shape {shape} is due")
+        require_finite(x, f"payload of codec {self.codec_id}")
+        return x.to(device)
 
     @abstractmethod
     def _payload_bytes(self, shape: tuple[int, ...]) -> int: ...

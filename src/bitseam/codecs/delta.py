@@ -6,8 +6,10 @@
 A message is a sample's visit, four bytes little-endian from zero, and the payload of the codec that the visit takes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -20,12 +22,59 @@ VISIT_BYTES = 4
 
 
 @dataclass(frozen=True)
+class Delta(Codec):
+    """What two ends, of `Changes`, agree on. By itself, where nobody remembers samples, it codes as `first`: questions.
+
+    first, inner: codecs of a fixed length, as an id or a configuration. capacity: bytes of samples that each end
+    remembers.
+    """
+
+    codec_id: ClassVar[str] = "delta"
+    fixed_length: ClassVar[bool] = False
+    first: Any
+    inner: Any
+    capacity: int
+
+    def __post_init__(self) -> None:
+        for name in ("first", "inner"):
+            object.__setattr__(self, name, _part(name, getattr(self, name)).config())  # one text in the handshake
+        if type(self.capacity) is not int or self.capacity < 0:
+            raise CodecError(f"capacity must be a number of bytes, not {self.capacity!r}")
+
+    @cached_property
+    def first_codec(self) -> Codec:
+        return _part("first", self.first)
+
+    @cached_property
+    def inner_codec(self) -> Codec:
+        return _part("inner", self.inner)
+
+    def settled(self) -> Codec:
+        return self.first_codec.settled()
+
+    def changes(self) -> "Changes":
+        """An end that remembers nothing yet."""
+        return Changes(self.first_codec, self.inner_codec, self.capacity)
+
+    def _payload_bytes(self, shape: tuple[int, ...]) -> int:
+        """Of a tensor by itself, or of messages of as many samples as its first dimension says."""
+        samples = [codec.payload_bytes(shape[1:]) for codec in (self.first_codec, self.inner_codec) if shape]
+        return max(self.first_codec.payload_bytes(shape), *(shape[0] * (VISIT_BYTES + most) for most in samples), 0)
+
+    def _encode(self, x: Tensor, generator: torch.Generator | None) -> bytes:
+        return self.first_codec.encode(x, generator)
+
+    def _decode(self, payload: bytes, shape: tuple[int, ...]) -> Tensor:
+        return self.first_codec.decode(payload, shape)
+
+
+@dataclass(frozen=True)
 class _Known:
     value: Tensor  # float32, CPU
     visits: int
 
 
-class Delta:
+class Changes:
     """One end of a way on which samples are sent again and again: the sender calls `encode`, the receiver `decode`.
 
     Both ends update their memory from the decoded message alone, so they hold the same bits; what one message loses is
@@ -40,9 +89,6 @@ class Delta:
     """
 
     def __init__(self, first: Codec, inner: Codec, capacity: int) -> None:
-        """Raises CodecError for a negative capacity."""
-        if capacity < 0:
-            raise CodecError(f"capacity must be a number of bytes, not {capacity}")
         self.first = first
         self.inner = inner
         self.capacity = capacity
@@ -50,15 +96,20 @@ class Delta:
         self._known: dict[int, _Known] = {}
 
     def encode(self, sample: int, x: Tensor, generator: torch.Generator | None = None) -> bytes:
-        """Sample id and its features (...) -> message; its difference to `known` goes through the codec.
+        """Sample id and its features (...) -> message. Raises as `code` does."""
+        return self.code(sample, x, generator)[0]
 
-        Raises as the codecs do, and CodecError where the sample had another shape before.
+    def code(self, sample: int, x: Tensor, generator: torch.Generator | None = None) -> tuple[bytes, Tensor]:
+        """Sample id and its features (...) -> message, and what the other end makes of it, float32 (...) on the CPU.
+
+        The difference to `known` goes through the codec. Raises as the codecs do, and CodecError where the sample had
+        another shape before.
         """
         known = self._recall(sample, x.shape)
         x = x.detach().to("cpu", torch.float32)
         payload = self._codec(known).encode(x if known is None else x - known.value, generator)
-        self._remember(sample, known, payload, x.shape)
-        return _visit(known).to_bytes(VISIT_BYTES, "little") + payload
+        value = self._remember(sample, known, payload, x.shape)
+        return _visit(known).to_bytes(VISIT_BYTES, "little") + payload, value
 
     def decode(self, sample: int, message: bytes, shape: Sequence[int]) -> Tensor:
         """Message -> float32 (...) on the CPU, the same bits as the sender knows.
@@ -71,6 +122,25 @@ class Delta:
         if len(message) < VISIT_BYTES or visit != _visit(known):
             raise CodecError(f"sample {sample}: visit {visit} came, {_visit(known)} is due; both ends must start anew")
         return self._remember(sample, known, message[VISIT_BYTES:], shape)
+
+    def message_bytes(self, sample: int, shape: Sequence[int]) -> int:
+        """Length of the next message of a sample. Raises CodecError for a shape that no tensor has."""
+        return VISIT_BYTES + self._codec(self._known.get(sample)).payload_bytes(shape)
+
+    def state(self) -> dict[str, Tensor]:
+        """All that is remembered, of samples of one shape, for `restore`."""
+        known = self._known.values()
+        return {
+            "samples": torch.tensor(list(self._known), dtype=torch.int64),
+            "visits": torch.tensor([one.visits for one in known], dtype=torch.int64),
+            "values": torch.stack([one.value for one in known]) if known else torch.zeros(0),
+        }
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Remember what `state` was taken of, and nothing else."""
+        rows = zip(state["samples"].tolist(), state["values"], state["visits"].tolist(), strict=True)
+        self._known = {sample: _Known(value.clone(), visits) for sample, value, visits in rows}
+        self.held = sum(known.value.nbytes for known in self._known.values())
 
     def known(self, sample: int) -> Tensor | None:
         """What the other end has of a sample, or None where it is not remembered."""
@@ -102,3 +172,14 @@ class Delta:
 
 def _visit(known: _Known | None) -> int:
     return 0 if known is None else known.visits
+
+
+def _part(name: str, config: object) -> Codec:
+    from bitseam.codecs import codec_from_config  # which knows this module's codec too
+
+    if not isinstance(config, str | Mapping):
+        raise CodecError(f"{name} must be a codec's id or its configuration, not {config!r}")
+    codec = codec_from_config({"id": config} if isinstance(config, str) else config)
+    if not codec.fixed_length:
+        raise CodecError(f"{name}: the length of codec {codec.codec_id} is not decided by the shape alone")
+    return codec

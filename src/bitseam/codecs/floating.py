@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from bitseam.codecs.base import Codec
-from bitseam.quant.finite import require_finite
-from bitseam.quant.floating import round_to
+from bitseam.errors import NonFiniteError
 
 
 class _Floating(Codec):
@@ -20,12 +19,21 @@ class _Floating(Codec):
         return math.prod(shape) * self.dtype.itemsize
 
     def _encode(self, x: Tensor, generator: torch.Generator | None) -> bytes:
-        return little_endian(round_to(x, self.dtype))
+        return little_endian(self._rounded(x))
+
+    def _rounded(self, x: Tensor) -> Tensor:
+        """Nearest even."""
+        rounded = x.to(self.dtype)
+        if self.dtype == torch.float32 or rounded.numel() == 0 or torch.isfinite(rounded.abs().amax()):
+            return rounded
+        first = tuple(torch.isinf(rounded).nonzero()[0].tolist())
+        raise NonFiniteError(
+            f"value {x[first].item():g} at index {first} overflows {self.codec_id}, whose largest is "
+            f"{torch.finfo(self.dtype).max:g}; use a format of wider range"
+        )
 
     def _decode(self, payload: bytes, shape: tuple[int, ...]) -> Tensor:
-        x = from_little_endian(payload, self.dtype).float()
-        require_finite(x, f"payload of codec {self.codec_id}")
-        return x
+        return from_little_endian(payload, self.dtype).float()
 
 
 @dataclass(frozen=True)
@@ -33,6 +41,7 @@ class Fp32(_Floating):
     """Every bit of float32."""
 
     codec_id: ClassVar[str] = "fp32"
+    unbiased = True
     dtype: ClassVar[torch.dtype] = torch.float32
 
 

@@ -31,7 +31,6 @@ class NormalFloat(Codec):
     """
 
     codec_id: ClassVar[str] = "nf"
-    unbiased: ClassVar[bool] = False
     bits: int
     block: int | str = 64
 

@@ -37,7 +37,6 @@ class OneBit(Codec):
 
     @property
     def unbiased(self) -> bool:
-        """Whether E[decode(encode(x))] = x; error feedback is for others to add."""
         return self.scale == "largest"
 
     def _payload_bytes(self, shape: tuple[int, ...]) -> int:

@@ -28,7 +28,7 @@ class Stochastic(Codec):
     """
 
     codec_id: ClassVar[str] = "stochastic"
-    unbiased: ClassVar[bool] = True  # of rule 5's two ways, this is stochastic rounding, not error feedback
+    unbiased = True
     levels: int = 4
     block: int | str = "token"
 

@@ -33,7 +33,6 @@ class TopK(Codec):
     """
 
     codec_id: ClassVar[str] = "top-k"
-    unbiased: ClassVar[bool] = False
     share: float
     bits: int = 16
 
@@ -106,6 +105,10 @@ class RandomizedTopK(TopK):
         if type(self.chance) not in (int, float) or not 0 <= self.chance < 1:
             raise CodecError(f"chance must be a number from 0 to under 1, not {self.chance!r}")
         object.__setattr__(self, "chance", float(self.chance))
+
+    def settled(self) -> TopK:
+        """The top k, which chance only varies: what the paper takes after training."""
+        return TopK(self.share, self.bits)
 
     def _select(self, magnitude: Tensor, k: int, generator: torch.Generator | None) -> Tensor:
         weight = torch.full_like(magnitude, self.chance / max(magnitude.shape[1] - k, 1))

@@ -33,8 +33,10 @@ def load_recipe(
 
     Raises ConfigError that names the file and each wrong key.
     """
-    given = isinstance(source, Mapping)
-    raw, where = (deepcopy(dict(source)), "the recipe") if given else (_read(source), str(source))
+    if isinstance(source, Mapping):
+        raw, where = deepcopy(dict(source)), "the recipe"
+    else:
+        raw, where = _read(source), str(source)
     if plan is not None:
         _lay_over(raw, _read(plan))
         where = f"{where} with {plan}"

@@ -25,6 +25,7 @@ Name = Annotated[Plain, Field(min_length=1)]
 QuantizerName = Literal["rd-fsq", "rd-fsq-tensor", "tanh-fsq", "learned-clip-fsq", "step-fsq", "rate-fsq", "none"]
 STREAMS = ("image", "text")  # their order numbers those of a run
 GRID_CODECS = ("uniform", "entropy-uniform")  # of levels on a grid, which a quantizer gives
+_QUANTIZER_KEYS = ("levels", "clip", "distortion_weight")  # mean nothing without one; steps and rates are of one each
 
 
 def _codec(usual: str) -> Callable[..., Any]:
@@ -95,7 +96,8 @@ class Stream:
 
     quantizer: `rd-fsq` (the paper's, with per-channel statistics), `rd-fsq-tensor` (its own statistics), `tanh-fsq`,
     `learned-clip-fsq` (of each channel), `step-fsq` (a planned step each), `rate-fsq` (one step for all principal
-    directions, bits in the loss), or `none`: the codec takes the features as they are.
+    directions, bits in the loss), or `none`: the codec takes the features as they are, or with fewer `channels` what
+    a linear map makes of them.
     codec, gradient: a codec's id, or a table of its id and options (docs/codecs.md). After a quantizer, codes are
     written by `uniform`, at a fixed rate, or `entropy-uniform`, whose levels and clip are the quantizer's.
     """
@@ -120,12 +122,22 @@ class Stream:
         if self.quantizer == "none":
             if kind in GRID_CODECS:
                 raise ValueError(f"codec {kind} writes a quantizer's levels: with quantizer = 'none' name another")
+            usual = type(self)
+            if idle := [key for key in _QUANTIZER_KEYS if getattr(self, key) != getattr(usual, key)]:
+                raise ValueError(f"{', '.join(idle)}: a quantizer's; with quantizer = 'none' leave them out")
         elif kind not in GRID_CODECS:
             raise ValueError(
                 f"codec {kind} takes features as they are: set quantizer = 'none', or one of {', '.join(GRID_CODECS)}"
             )
         elif given := {"levels", "clip", "tables"} & self.codec.keys():
             raise ValueError(f"codec: {', '.join(sorted(given))} are the quantizer's; set them beside it")
+        if self.gradient["id"] == "delta":
+            raise ValueError("gradient: codec delta is for what comes again, and gradients do not")
+        if self.gradient["id"] in GRID_CODECS:
+            raise ValueError(
+                f"gradient: {self.gradient['id']} writes levels of a quantizer's grid, and gradients have no scale of "
+                "their own: name another, such as 'stochastic'"
+            )
         if self.quantizer == "rate-fsq" and (kind != "entropy-uniform" or self.levels % 2 == 0):
             raise ValueError("rate-fsq needs codec = 'entropy-uniform' and an odd number of levels")
         if self.rates != (1.0,) and self.quantizer != "rate-fsq":
@@ -266,8 +278,12 @@ class Recipe:
             due = stream.channels or self.seam.width
             if stream.steps and len(stream.steps) != due:
                 raise ValueError(f"streams.{name}.steps: {len(stream.steps)} steps for {due} channels")
+            if stream.quantizer == "none" and due == self.seam.width and stream.projection != "learned":
+                raise ValueError(f"streams.{name}.projection: of all {due} channels nothing is projected")
             if name != "image" and stream.codec.get("contexts", 1) != 1:
                 raise ValueError(f"streams.{name}.codec.contexts: only images have neighbours to choose tables by")
+            if name != "image" and stream.codec["id"] == "delta":
+                raise ValueError(f"streams.{name}.codec: codec delta is for images, which come again")
 
     @property
     def folder(self) -> Path:

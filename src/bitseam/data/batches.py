@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from bitseam.data.features import Features
@@ -35,13 +37,15 @@ class Batches:
         self._rows, self._features, self._prompter, self._ahead = rows, features, prompter, ahead
 
     def __call__(self, number: int) -> tuple[Tensor, TextBatch]:
-        rows = self.rows(number)
+        places = self._order(number)
+        rows = [self._rows[place] for place in places]
         images = [row.image for row in rows]
         if self._ahead:
             coming = range(number, number + 1 + self._ahead)
             self._features.expect([_distinct([row.image for row in self.rows(n)]) for n in coming])
         text = self._prompter.batch([row.question for row in rows], [row.answer for row in rows], images)
-        return self._features.of(_distinct(images)), text
+        samples = torch.tensor([group for group, _ in groupby(self._order.groups[places].tolist())])
+        return self._features.of(_distinct(images)), replace(text, samples=samples)
 
     def rows(self, number: int) -> list[Row]:
         """The rows of a micro-batch, in order."""
@@ -50,16 +54,19 @@ class Batches:
 
 class Order:
     """Micro-batch number -> places of its rows. An epoch is a permutation of the groups of rows about one image, groups
-    numbered as they first appear; its last rows, too few for a batch, are left out."""
+    numbered as they first appear; its last rows, too few for a batch, are left out.
+
+    groups: of each place.
+    """
 
     def __init__(self, images: Sequence[Path], batch: int, seed: int) -> None:
         if len(images) < batch:
             raise DataError(f"{len(images)} rows are fewer than one batch of {batch}")
         self._number, self._batch, self._seed = len(images) // batch, batch, seed
         groups: dict[Path, int] = {}
-        group = np.fromiter((groups.setdefault(image, len(groups)) for image in images), np.int64, len(images))
-        self._members = np.argsort(group, kind="stable")
-        self._sizes = np.bincount(group)
+        self.groups = np.fromiter((groups.setdefault(image, len(groups)) for image in images), np.int64, len(images))
+        self._members = np.argsort(self.groups, kind="stable")
+        self._sizes = np.bincount(self.groups)
         self._starts = np.cumsum(self._sizes) - self._sizes
         self._background = ThreadPoolExecutor(1, "epoch")
         self._epochs: dict[int, Future[tuple[np.ndarray, np.ndarray]]] = {}

@@ -26,6 +26,7 @@ from bitseam.models.client import ClientModel
 from bitseam.models.server import ServerModel
 from bitseam.quant import RDFSQ, LearnedClipFSQ, StepFSQ
 from bitseam.quant.planning import ChannelPlan, crossing, plan_channels, symbol_counts
+from bitseam.quant.rd_fsq import ProjectingQuantizer
 from bitseam.streams.through_codec import ThroughCodec
 from bitseam.text.batch import TextBatch
 
@@ -63,13 +64,15 @@ class FrozenPair:
     def sample(self, features: Tensor, text: TextBatch) -> Sample:
         """Features (I, M, Dv) and text, as the seam has them."""
         with torch.no_grad():
-            z = {name: self._projected(name, x).cpu() for name, x in self.client.features(features, text).items()}
+            carried = self.client.features(features, text)
+            z = {name: self._projected(name, x).cpu() for name, x in carried.items()}
         loss, gradient = self.gradients(text, z)
         return Sample(text, z, gradient, loss)
 
     def _projected(self, name: str, features: Tensor) -> Tensor:
         quantizer = self.client.senders()[name].quantizer
-        return quantizer.projected(features) if isinstance(quantizer, RDFSQ) else features
+        assert isinstance(quantizer, ProjectingQuantizer)  # see `_AFFINE`
+        return quantizer.projected(features)
 
     def gradients(self, text: TextBatch, z: Mapping[str, Tensor]) -> tuple[float, dict[str, Tensor]]:
         """Loss and its gradient by z."""

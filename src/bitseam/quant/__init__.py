@@ -4,7 +4,6 @@ Shapes: B batch, M image tokens, D feature width, C code channels, L levels; lea
 """
 
 from bitseam.quant.base import Quantized, Quantizer
-from bitseam.quant.floating import Float
 from bitseam.quant.learned_clip import LearnedClipFSQ
 from bitseam.quant.projection import LevelProjection
 from bitseam.quant.rate_fsq import RateFSQ
@@ -16,7 +15,6 @@ from bitseam.quant.tanh_fsq import TanhFSQ
 __all__ = [
     "RDFSQ",
     "ChannelStatistics",
-    "Float",
     "LearnedClipFSQ",
     "LevelProjection",
     "Quantized",

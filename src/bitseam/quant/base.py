@@ -22,11 +22,13 @@ class Quantized:
     """Levels (..., C) float32 with a straight-through gradient, and the distortion, a scalar to add to the loss.
 
     payload: the levels as a codec has written them already, where one gave them; it may have drawn random numbers.
+    samples: the numbers of the images that it is of, where it holds what has changed of each.
     """
 
     levels: Tensor
     distortion: Tensor
     payload: bytes | None = None
+    samples: tuple[int, ...] = ()
 
 
 def straight_through(z: Tensor, levels: Tensor) -> Tensor:

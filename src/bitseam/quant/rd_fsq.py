@@ -29,6 +29,16 @@ def semi_orthogonal(channels: int, width: int) -> Tensor:
     return basis.float()
 
 
+def semi_orthogonal_map(inputs: int, outputs: int) -> nn.Linear:
+    """A linear map that starts as `semi_orthogonal` where it narrows, as its transpose where it widens."""
+    linear = nn.Linear(inputs, outputs)
+    narrow = semi_orthogonal(min(inputs, outputs), max(inputs, outputs))
+    with torch.no_grad():
+        linear.weight.copy_(narrow if outputs <= inputs else narrow.T)
+        linear.bias.zero_()
+    return linear
+
+
 def snap(z: Tensor, levels: int, clip: float) -> Quantized:
     """Normalised z (..., C) -> its nearest levels, with the gradient of the clip: one inside, zero outside.
 
@@ -46,12 +56,12 @@ class ProjectingQuantizer(Quantizer):
     Starts near the identity: z = x where C == D, else a fixed semi-orthogonal projection.
     """
 
-    def __init__(self, width: int, channels: int) -> None:
+    project: nn.Module
+
+    def __init__(self, width: int, channels: int, square: bool = True) -> None:
+        """square: whether there is a map where C == D too."""
         super().__init__(width, channels)
-        self.project = nn.Linear(width, channels)
-        with torch.no_grad():
-            self.project.weight.copy_(semi_orthogonal(channels, width))
-            self.project.bias.zero_()
+        self.project = semi_orthogonal_map(width, channels) if square or channels < width else nn.Identity()
 
     def projected(self, features: Tensor) -> Tensor:
         """What is normalised and quantized: (..., D) -> (..., C). Raises as `forward` does."""

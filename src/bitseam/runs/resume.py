@@ -25,7 +25,7 @@ def training_state(stepper: Stepper, more: Mapping[str, Tensor] | None = None) -
 def resume_training(state: Mapping[str, Tensor], stepper: Stepper) -> dict[str, Tensor]:
     """Set this process and its optimiser back to `state`; returns `more`. Raises ModelError where it does not fit."""
     try:
-        stepper.restore(_below("optimizer.", state))
+        stepper.restore(below("optimizer.", state))
         torch.set_rng_state(state["random.cpu"])
         for i in range(len(_cuda_random_states())):
             if (cuda := state.get(f"random.cuda.{i}")) is not None:  # none, where the run was on a CPU till now
@@ -37,10 +37,11 @@ def resume_training(state: Mapping[str, Tensor], stepper: Stepper) -> dict[str, 
 
 def own_part(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """What a half has of its own in `state`: `more` of `training_state`."""
-    return _below("own.", state)
+    return below("own.", state)
 
 
-def _below(prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def below(prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What stands under names that begin so, by the rest of them."""
     return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
 
 

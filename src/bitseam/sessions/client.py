@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bitseam.codecs import codec_from_config
+from bitseam.codecs import Fp32
 from bitseam.errors import CodecError, PeerGoneError, SessionLostError
 from bitseam.models.client import ClientModel
 from bitseam.quant import Quantized
@@ -26,7 +26,7 @@ from bitseam.transport import Channel
 from bitseam.wire import VERSION
 from bitseam.wire import messages_pb2 as pb
 
-_WEIGHTS = codec_from_config({"id": "fp32"})
+_WEIGHTS = Fp32()
 T = TypeVar("T")
 _NAMED = 64  # checkpoints that a Hello may name
 
@@ -63,6 +63,7 @@ class ClientSession:
         self.run, self.reached = "", 0  # the pair of halves, and the last whole step
         self.stopping = False  # the server is being stopped: a checkpoint is due
         self._connection = Connection(dial, self.ledger, patience)
+        self._training = False
         self._micro = 0  # micro-batches answered of the step under way, `reached` + 1
         self._vocabulary = vocabulary
         self._autocast = autocast == "bf16"
@@ -89,6 +90,8 @@ class ClientSession:
         checkpoints: the run that our folder holds, and its steps, whenever asked. Raises RefusedError with every
         difference named, and PeerGoneError where no server is found in time.
         """
+
+        self._training = training
 
         def hello() -> pb.Hello:
             run, steps = checkpoints() if training else ("", [])
@@ -130,9 +133,11 @@ class ClientSession:
         features: (I, M, Dv). A stream's distortion counts in the loss by the weight of its settings.
         """
         self.model.train()
-        drawn = np.random.default_rng((step, micro))  # the same rates when a step is taken again
+        drawn = np.random.default_rng((step, micro))  # the same rates and codes when a step is taken again
         for stream in self.streams.values():
             stream.use(int(drawn.integers(stream.rates)))
+        for stream in self.streams.values():
+            stream.begin(int(drawn.integers(2**63)), tuple(text.samples.tolist()))
         with self.watch("client forward"), self._precision():
             codes = self.model(features, text)
         with self.watch("encode"):
@@ -193,6 +198,11 @@ class ClientSession:
             own = f"{name}."
             stream.restore({key.removeprefix(own): value for key, value in state.items() if key.startswith(own)})
 
+    def forget_samples(self) -> None:
+        """Send whole again what was sent before: the server has forgotten it."""
+        for stream in self.streams.values():
+            stream.forget_samples()
+
     @torch.no_grad()
     def ask(self, features: Tensor, text: TextBatch, max_new_tokens: int) -> Iterator[list[int]]:
         """Features (B, M, Dv) and questions -> answers, one token id a sequence at a time."""
@@ -228,7 +238,9 @@ class ClientSession:
         """Find the server again. Raises SessionLostError where it has gone back to an earlier step than ours."""
         welcome = self._connection.again(error)
         run, step = welcome.run.hex(), int(welcome.step)
-        if not welcome.resumed and (run, step, 0) != (self.run, self.reached, self._micro):
+        # What is remembered of samples is a step ahead of the server's, where one is under way.
+        remembers = self._training and any(stream.remembers for stream in self.streams.values())
+        if not welcome.resumed and (remembers or (run, step, 0) != (self.run, self.reached, self._micro)):
             self.run, self.reached = run, step
             raise SessionLostError(f"the server has lost its memory of us; both go on from step {step}")
 

@@ -76,9 +76,9 @@ class Ledger:
         if coded.stream >= len(self.streams):
             return f"stream {coded.stream}", math.prod(coded.shape)
         stream = self.streams[coded.stream]
-        codec = stream.codec(0) if direction == stream.direction else stream.gradient_codec
+        codec = stream.codec_id if direction == stream.direction else stream.gradient_codec.codec_id
         # A token may have fewer channels on the wire than it has features.
-        return f"{stream.name} ({codec.codec_id})", math.prod(coded.shape[:-1]) * stream.width
+        return f"{stream.name} ({codec})", math.prod(coded.shape[:-1]) * stream.width
 
     def _add_payload(self, direction: Direction, kind: str, part: str, numbers: int, coded: pb.Coded) -> int:
         """Returns its bytes."""

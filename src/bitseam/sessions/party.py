@@ -26,6 +26,7 @@ from typing import TypeVar
 import torch
 
 from bitseam import config
+from bitseam.codecs.delta import Changes
 from bitseam.errors import CodecError, RefusedError
 from bitseam.models.device import choose_device
 from bitseam.models.proof import Proof, prove
@@ -40,7 +41,7 @@ from bitseam.runs.checkpoint import (
     save_server,
 )
 from bitseam.runs.optimise import Stepper
-from bitseam.runs.resume import own_part, resume_training, training_state
+from bitseam.runs.resume import below, own_part, resume_training, training_state
 from bitseam.sessions.averaging import Averaging
 from bitseam.sessions.limits import require_fit, session_limits
 from bitseam.sessions.quota import Quotas
@@ -103,6 +104,7 @@ class ServerParty:
         self._turns: dict[str, threading.Lock] = {}
         self._locate = locate
         self._known: dict[str, pb.Calibrate] = {}  # of each client: what its codes are made with
+        self._samples: dict[str, dict[str, Changes]] = {}  # of each client: its images as they last were, by stream
         self._facing: Seat | None = None  # whose gradients are gathered in the half
         self._untouched = True  # since the half was built or loaded
         self._saved = -1  # the step of the last checkpoint
@@ -150,6 +152,8 @@ class ServerParty:
             step = self._common_step(hello)
             if self.recipe.train.clients == 1:
                 self._go_back(step)
+            else:
+                self._samples.pop(name, None)  # the half stays where it is, and the client is at an earlier step
             seat = self.seats[name] = Seat(name, step, averaged=step - step % self.recipe.train.round)
         return seat, pb.Welcome(session=seat.session, run=bytes.fromhex(self.run), step=seat.step, resumed=resumed)
 
@@ -157,6 +161,8 @@ class ServerParty:
         """A client is gone for good; what it had gathered for a step under way is forgotten."""
         if seat is not None and self.seats.get(seat.name) is seat:
             del self.seats[seat.name]
+            if self.recipe.train.clients > 1:
+                self._samples.pop(seat.name, None)
 
     def turn(self, name: str) -> threading.Lock:
         """Held while the half works for a client: however many sessions it has, others wait for one message of it."""
@@ -181,6 +187,14 @@ class ServerParty:
             self._apply(self._known.get(name, pb.Calibrate()))
             self._facing = seat
 
+    def samples(self, name: str) -> dict[str, Changes]:
+        """A client's images as they last were, by stream, of streams that carry changes."""
+        whose = name if self.recipe.train.clients > 1 else ""
+        if whose not in self._samples:
+            ends = {stream: receiver.changes() for stream, receiver in self.model.receivers().items()}
+            self._samples[whose] = {stream: end for stream, end in ends.items() if end is not None}
+        return self._samples[whose]
+
     def update(self, seat: Seat) -> tuple[float, float]:
         """The optimiser's step at the end of one; returns the gradient's norm and the rate."""
         rate, norm = self.stepper.rate, self.stepper.step(seat.answer_tokens)
@@ -198,12 +212,15 @@ class ServerParty:
         if train.clients > 1 and 0 <= self._saved > self.step - train.checkpoint_every and seat.step < train.steps:
             return
         identity = Identity(self.run, self.step)
-        known = {
-            name: torch.frombuffer(bytearray(news.SerializeToString(deterministic=True)), dtype=torch.uint8)
+        own = {
+            f"client.{name}": torch.frombuffer(bytearray(news.SerializeToString(deterministic=True)), dtype=torch.uint8)
             for name, news in self._known.items()
             if news.ListFields()
         }
-        state = training_state(self.stepper, known)
+        if train.clients == 1:  # others begin anew with what they remember
+            for stream, end in self.samples(seat.name).items():
+                own |= {f"stream.{stream}.{part}": value for part, value in end.state().items()}
+        state = training_state(self.stepper, own)
         log.info("checkpoint: %s", save_server(self.model, self.recipe, identity, self.recipe.folder, state))
         self._untouched, self._saved = True, self.step
 
@@ -251,11 +268,14 @@ class ServerParty:
         self.model.ways = self.proof.ways
         train = self.recipe.train
         self.stepper = Stepper(self.model, self.recipe.server.rate, replace(train, steps=train.steps * train.clients))
-        self._known, self._facing = {}, None
+        self._known, self._samples, self._facing = {}, {}, None
         if folder is not None and (not self.answers_only or (folder / "training.safetensors").exists()):
             state = load_training(folder)
-            known = own_part(state) if self.answers_only else resume_training(state, self.stepper)
-            self._known = {name: pb.Calibrate.FromString(raw.numpy().tobytes()) for name, raw in known.items()}
+            own = own_part(state) if self.answers_only else resume_training(state, self.stepper)
+            told = below("client.", own)
+            self._known = {name: pb.Calibrate.FromString(raw.numpy().tobytes()) for name, raw in told.items()}
+            for stream, end in self.samples("").items() if train.clients == 1 else ():
+                end.restore(below(f"stream.{stream}.", own))
         self._untouched, self._saved = True, -1 if folder is None else self.step
 
     def _apply(self, news: pb.Calibrate) -> None:

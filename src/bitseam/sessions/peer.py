@@ -7,8 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Literal, TypeVar
 
-from bitseam.errors import PeerGoneError, RefusedError
-from bitseam.errors import printable as printable  # for those who log what a peer wrote
+from bitseam.errors import PeerGoneError, RefusedError, printable
 from bitseam.sessions.ledger import Ledger
 from bitseam.transport import Channel
 from bitseam.wire import Limits, Protocol

@@ -15,7 +15,7 @@ from hashlib import blake2b
 import torch
 from torch import Tensor
 
-from bitseam.codecs import codec_from_config
+from bitseam.codecs import Fp32
 from bitseam.errors import (
     BitseamError,
     CodecError,
@@ -25,11 +25,12 @@ from bitseam.errors import (
     RefusedError,
     StateError,
     WireError,
+    printable,
 )
 from bitseam.sessions.ledger import Ledger
 from bitseam.sessions.limits import require_image, require_rows
 from bitseam.sessions.party import ServerParty, StepReport
-from bitseam.sessions.peer import Peer, Stopwatch, printable
+from bitseam.sessions.peer import Peer, Stopwatch
 from bitseam.sessions.seat import Seat
 from bitseam.streams.coded import decode, encode
 from bitseam.text.batch import TextBatch
@@ -41,7 +42,7 @@ from bitseam.wire import messages_pb2 as pb
 log = logging.getLogger(__name__)
 
 current_session: ContextVar[ServerSession | None] = ContextVar("current_session", default=None)  # for logs
-_WEIGHTS = codec_from_config({"id": "fp32"})  # of client halves that are averaged
+_WEIGHTS = Fp32()  # of client halves that are averaged
 
 
 @contextmanager
@@ -233,10 +234,10 @@ class ServerSession:
         tokens = image[1] if len(image) == 3 else 0
         new = message.max_new_tokens if isinstance(message, pb.Ask) else 0
         require_rows(text, party.recipe, tokens, model.ways.positions, new)
-        levels = {}
+        levels, known = {}, party.samples(self.client) if isinstance(message, pb.Forward) else {}
         for name, due in model.tokens_due(text, tokens).items():
             receiver = model.receivers()[name]
-            levels[name] = receiver.decode(came.pop(receiver.number, pb.Coded()), due, party.device)
+            levels[name] = receiver.decode(came.pop(receiver.number, pb.Coded()), due, party.device, known.get(name))
         if came:
             agreed = ", ".join(f"{r.number} ({name})" for name, r in model.receivers().items())
             raise CodecError(f"codes of streams {sorted(came)}, which were not agreed; those are {agreed}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from bitseam import config
-from bitseam.codecs import Codec, codec_from_config
+from bitseam.codecs import Codec, Delta, codec_from_config
 from bitseam.errors import CodecError, ConfigError
 from bitseam.quant import (
     RDFSQ,
@@ -17,7 +17,8 @@ from bitseam.quant import (
     TanhFSQ,
     TensorRDFSQ,
 )
-from bitseam.streams.through_codec import ThroughCodec
+from bitseam.quant.rd_fsq import ProjectingQuantizer, semi_orthogonal_map
+from bitseam.streams.through_codec import ThroughChanges, ThroughCodec
 
 _CLIPPED = {"rd-fsq": RDFSQ, "tanh-fsq": TanhFSQ, "learned-clip-fsq": LearnedClipFSQ, "rate-fsq": RateFSQ}
 _UNIT_GRID = {"rd-fsq-tensor", "learned-clip-fsq"}  # levels in [-1, 1]; the others' in deviations, out to the clip
@@ -45,12 +46,12 @@ def build_codecs(name: str, settings: config.Stream) -> tuple[tuple[Codec, ...],
 def build_quantizer(settings: config.Stream, width: int, codec: Codec) -> Quantizer:
     """The sending end: features (..., D) -> levels (..., C)."""
     size = width, channels_of(settings, width)
-    if settings.quantizer == "none":
-        return ThroughCodec(*size, codec)
     if settings.quantizer == "rd-fsq-tensor":
         return TensorRDFSQ(*size, settings.levels)
-    quantizer: Quantizer
-    if settings.quantizer == "step-fsq":
+    quantizer: ProjectingQuantizer
+    if settings.quantizer == "none":
+        quantizer = ThroughChanges(*size, codec) if isinstance(codec, Delta) else ThroughCodec(*size, codec)
+    elif settings.quantizer == "step-fsq":
         quantizer = StepFSQ(*size, settings.levels, settings.steps)
     else:
         quantizer = _CLIPPED[settings.quantizer](*size, settings.levels, settings.clip)
@@ -61,12 +62,14 @@ def build_quantizer(settings: config.Stream, width: int, codec: Codec) -> Quanti
 def build_projection(settings: config.Stream, width: int) -> nn.Module:
     """The receiving end: levels (..., C) -> features (..., D)."""
     channels = channels_of(settings, width)
-    if settings.quantizer == "none":
-        return nn.Identity()
     if settings.quantizer == "rd-fsq-tensor":
         return nn.Linear(channels, width)  # as published: knows no statistics
-    rotated = settings.quantizer == "rate-fsq"
-    return LevelProjection(channels, width, rotated).requires_grad_(settings.projection == "learned")
+    projection: nn.Module
+    if settings.quantizer == "none":
+        projection = nn.Identity() if channels == width else semi_orthogonal_map(channels, width)
+    else:
+        projection = LevelProjection(channels, width, rotated=settings.quantizer == "rate-fsq")
+    return projection.requires_grad_(settings.projection == "learned")
 
 
 def _codec(key: str, options: dict[str, object]) -> Codec:

@@ -36,6 +36,12 @@ class End(nn.Module):
         self.codec_terms = [canonical(codec.config()) for codec in rates]  # before any tables
         tables = [list(codec.table_bytes()) for codec in rates if isinstance(codec, EntropyUniform)]
         self.register_buffer("tables", torch.tensor(tables, dtype=torch.uint8) if tables else None)
+        self.register_load_state_dict_post_hook(_use_loaded_tables)
+
+    @property
+    def codec_id(self) -> str:
+        """Of features, at every rate."""
+        return self._rates[0].codec_id
 
     @property
     def rates(self) -> int:
@@ -46,12 +52,7 @@ class End(nn.Module):
         """That of a rate, with the tables that the half keeps. Raises CodecError for a rate not agreed."""
         if not 0 <= rate < len(self._rates):
             raise CodecError(f"{self.name}: rate {rate} where {len(self._rates)} were agreed, from 0 on")
-        codec = self._rates[rate]
-        if isinstance(codec, EntropyUniform) and self.tables is not None and not self.tables.is_meta:
-            kept = self.tables[rate].cpu().numpy().tobytes()
-            if kept != codec.table_bytes():  # a checkpoint was loaded
-                self._rates[rate] = codec = codec.with_tables(kept)
-        return codec
+        return self._rates[rate]
 
     def entropy_codec(self, rate: int) -> EntropyUniform | None:
         """As `codec`, where it has tables; else None."""
@@ -69,6 +70,13 @@ class End(nn.Module):
             raise CodecError(f"{self.name}: tables for a codec that has none")
         self._rates[rate] = codec.with_tables(raw)
         self.tables[rate].copy_(torch.frombuffer(bytearray(raw), dtype=torch.uint8))
+
+
+def _use_loaded_tables(stream: End, _: object) -> None:
+    """Code by the tables of a checkpoint that has just been loaded."""
+    for rate, codec in enumerate(stream._rates):
+        if isinstance(codec, EntropyUniform) and stream.tables is not None:
+            stream._rates[rate] = codec.with_tables(stream.tables[rate].cpu().numpy().tobytes())
 
 
 def build_streams(kind: type[S], streams: Mapping[str, config.Stream], width: int) -> dict[str, S]:

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 
 from bitseam import config
+from bitseam.codecs import Delta
+from bitseam.codecs.delta import Changes
 from bitseam.errors import CodecError
 from bitseam.quant import LevelProjection
 from bitseam.streams.build import build_projection
@@ -35,9 +37,42 @@ class Receiver(End):
         if told.mean:
             self.projection.calibrate(_tensor(told.mean, torch.float32), _tensor(told.std, torch.float32))
 
-    def decode(self, coded: pb.Coded, shape: tuple[int, ...], device: torch.device | str = "cpu") -> Tensor:
-        """A message of so many tokens (...) -> levels (..., C) on the device. Raises CodecError for anything else."""
-        return decode(self.codec(coded.rate), coded, (*shape, self.channels), f"{self.name} codes", device)
+    def changes(self) -> Changes | None:
+        """A memory for the samples of a client, where the codec sends what has changed of each; else None."""
+        codec = self.codec(0)
+        return codec.changes() if isinstance(codec, Delta) else None
+
+    def decode(
+        self,
+        coded: pb.Coded,
+        shape: tuple[int, ...],
+        device: torch.device | str = "cpu",
+        known: Changes | None = None,
+    ) -> Tensor:
+        """A message of so many tokens (...) -> levels (..., C) on the device. Raises CodecError for anything else.
+
+        known: what is remembered of a client's samples, where it trains, for `changes`; then it is advanced.
+        """
+        codec, shape = self.codec(coded.rate), (*shape, self.channels)
+        if known is not None:
+            return self._changed(known, coded, shape).to(device)
+        if coded.samples:
+            raise CodecError(f"{self.name} codes: numbers of samples, where nobody remembers them")
+        return decode(codec, coded, shape, f"{self.name} codes", device)
+
+    def _changed(self, known: Changes, coded: pb.Coded, shape: tuple[int, ...]) -> Tensor:
+        if tuple(coded.shape) != shape or len(coded.samples) != shape[0]:
+            raise CodecError(
+                f"{self.name} codes: shape {tuple(coded.shape)} of {len(coded.samples)} samples where {shape} is due"
+            )
+        levels, at = torch.empty(shape), 0
+        for sample, into in zip(coded.samples, levels, strict=True):
+            end = at + known.message_bytes(sample, shape[1:])
+            into.copy_(known.decode(sample, coded.payload[at:end], shape[1:]))
+            at = end
+        if at != len(coded.payload):
+            raise CodecError(f"{self.name} codes: {len(coded.payload)} bytes where {at} are due")
+        return levels
 
     def forward(self, levels: Tensor) -> Tensor:
         """Levels (..., C) -> features (..., D)."""

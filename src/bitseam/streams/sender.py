@@ -15,6 +15,7 @@ from bitseam.streams.build import build_quantizer
 from bitseam.streams.coded import decode, encode
 from bitseam.streams.end import End
 from bitseam.streams.tables import Fit
+from bitseam.streams.through_codec import ThroughChanges, ThroughCodec
 from bitseam.wire import messages_pb2 as pb
 
 
@@ -34,6 +35,7 @@ class Sender(End):
 
     def forget(self) -> None:
         """Begin with another side, which has been told nothing; tables are then renewed once they no longer fit."""
+        self.forget_samples()
         self._told: dict[str, bytes] = {}
         self._fits = [Fit() for _ in range(self.rates)]
 
@@ -43,6 +45,27 @@ class Sender(End):
         if isinstance(self.quantizer, RateFSQ) and codec is not None:
             self.quantizer.use(codec.clip, codec.prices(self.quantizer.channels))
         self.rate = rate
+
+    def begin(self, seed: int, samples: tuple[int, ...] = ()) -> None:
+        """Before a batch of training.
+
+        seed: of what a codec draws at random, so that it is the same when a step is taken again. samples: numbers of
+        the images, where a codec sends what has changed of each.
+        """
+        if isinstance(self.quantizer, ThroughCodec):
+            self.quantizer.seed = seed
+        if isinstance(self.quantizer, ThroughChanges):
+            self.quantizer.samples = samples
+
+    @property
+    def remembers(self) -> bool:
+        """Whether the two ends have to remember the same samples."""
+        return isinstance(self.quantizer, ThroughChanges)
+
+    def forget_samples(self) -> None:
+        """Send whole again what was sent before."""
+        if isinstance(self.quantizer, ThroughChanges):
+            self.quantizer.forget()
 
     def calibrate(self, features: Tensor) -> None:
         """Fit the quantizer to features (..., D), and have the next `news` hold new tables."""
@@ -79,6 +102,7 @@ class Sender(End):
         else:
             coded = encode(self.codec(self.rate), quantized.levels)
         coded.stream, coded.rate = self.number, self.rate
+        coded.samples.extend(quantized.samples)
         return coded
 
     def predicted_bytes(self, quantized: Quantized) -> float | None:
@@ -98,6 +122,8 @@ class Sender(End):
             if self.entropy_codec(rate) is not None:
                 state[f"{rate}.counts"] = torch.from_numpy(self._fits[rate].counts)
                 state[f"{rate}.lost"] = torch.tensor(self._fits[rate].lost, dtype=torch.float64)
+        if isinstance(self.quantizer, ThroughChanges):
+            state |= self.quantizer.changes.state()
         return state
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
@@ -106,6 +132,8 @@ class Sender(End):
         for rate in range(self.rates):
             if self.entropy_codec(rate) is not None:
                 self._fits[rate] = Fit(state[f"{rate}.counts"].numpy(), float(state[f"{rate}.lost"]))
+        if isinstance(self.quantizer, ThroughChanges):
+            self.quantizer.changes.restore(state)
 
     def _statistics(self) -> list[dict[str, bytes]]:
         """What the other side must know of the quantizer, as it travels; what belongs together."""

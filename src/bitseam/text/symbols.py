@@ -134,7 +134,8 @@ def _raw(text: TextBatch, vocabulary: int, hidden: bool) -> bytes:
 
 def _symbols(text: TextBatch, hidden: bool) -> NDArray[np.int64]:
     """The symbols (S,) of a batch. hidden: leave out the ids of prompts."""
-    ids, lengths, image_at, image, answers = (getattr(text, name).numpy() for name in vars(text))
+    parts = (text.ids, text.lengths, text.image_at, text.image, text.answers)
+    ids, lengths, image_at, image, answers = (part.numpy() for part in parts)
     every, first = np.arange(len(lengths)), np.cumsum(lengths) - lengths
     of = np.repeat(every, lengths)
     before = np.roll(answers, 1)

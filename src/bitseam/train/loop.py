@@ -93,33 +93,26 @@ class Training:
         checkpoint is then intact.
         """
         last = self._recipe.train.steps if steps is None else self.session.reached + steps
-        stopped = False
         with self._log:
-            for record in self.steps(lambda: stopped or told() or self.session.reached >= last):
-                stopped = any([callback(record) for callback in callbacks])  # each of them is told
-        return self._folder
-
-    def steps(self, told: Callable[[], bool]) -> Iterator[StepRecord]:
-        """Take steps, and tell of each, until there is none left or, when the record has been looked at, `told` says to
-        stop; both halves are then written."""
-        while True:
-            try:
-                self.begin()
-                while not self.over:
-                    yield self.step(self.draw())
-                    stop = told()
-                    self.keep(stop)
-                    if stop:
-                        break
-                return
-            except SessionLostError as error:
-                log.warning("%s", error)
-            except BitseamError as error:
-                total = self._recipe.train.steps
-                fault = f"training stopped in step {self.session.reached + 1} of {total}: {error}"
-                if any((self._recipe.folder / "client").glob("step-*/config.json")):
-                    fault += f"\nCheckpoints below {self._recipe.folder}/client are intact"
-                raise type(error)(fault) from error
+            while True:
+                try:
+                    self.begin()
+                    stop = False
+                    while not (stop or self.over):
+                        record = self.step(self.draw())
+                        wishes = [callback(record) for callback in callbacks]  # each of them is told
+                        stop = any(wishes) or told() or self.session.reached >= last
+                        self.keep(stop)
+                    return self._folder
+                except SessionLostError as error:
+                    log.warning("%s", error)
+                except BitseamError as error:
+                    fault = (
+                        f"training stopped in step {self.session.reached + 1} of {self._recipe.train.steps}: {error}"
+                    )
+                    if any((self._recipe.folder / "client").glob("step-*/config.json")):
+                        fault += f"\nCheckpoints below {self._recipe.folder}/client are intact"
+                    raise type(error)(fault) from error
 
     def begin(self) -> None:
         """Be where the server is: at a checkpoint, or calibrated for the first step."""
@@ -132,6 +125,8 @@ class Training:
             log.info("going on from %s", folder)
             restore_client(session.model, folder, recipe)
             session.restore(session.reached, resume_training(load_training(folder), self._stepper))
+            if recipe.train.clients > 1:  # a server of several does not go back with one of them
+                session.forget_samples()
             if not session.ledger.coded_bytes("Forward", "image"):  # a process that begins anew
                 session.ledger.restore(load_crossed(folder))
         else:

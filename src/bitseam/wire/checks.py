@@ -15,6 +15,7 @@ from bitseam.wire import messages_pb2 as pb
 from bitseam.wire.limits import Limits
 
 ABSENT = "(absent)"
+MOST_SAMPLES = 2**63  # so that a number fits a signed one
 ID = 16  # bytes of a session's or a run's name
 
 
@@ -80,6 +81,8 @@ def _streams(streams: Sequence[pb.Coded], limits: Limits) -> None:
         _at_most(f"{name}: dimensions", len(shape), limits.rank)
         _require(all(size >= 1 for size in shape), f"{name}: shape {shape} has an empty dimension")
         _at_most(f"{name}: elements", math.prod(shape), limits.elements)
+        _require(len(coded.samples) in (0, shape[0]), f"{name}: {len(coded.samples)} samples of shape {shape}")
+        _require(all(sample < MOST_SAMPLES for sample in coded.samples), f"{name}: a sample's number is 2^63 or more")
 
 
 def _statistics(message: pb.Calibrate, limits: Limits) -> None:

@@ -63,7 +63,7 @@ class EntropyStochastic(Codec):
 
     codec_id: ClassVar[str] = "entropy-stochastic"
     fixed_length: ClassVar[bool] = False
-    unbiased: ClassVar[bool] = True
+    unbiased = True
     step: float = 2.0
 
     def __post_init__(self) -> None:

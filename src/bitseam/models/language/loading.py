@@ -133,7 +133,7 @@ def _one_tensor(folder: Path, names: list[str], shape: tuple[int, ...]) -> Tenso
         if most >= min(2, len(name.split("."))) and len(keys) == 1:
             with safe_open(shapes[keys[0]][0], "pt") as file:
                 return file.get_tensor(keys[0])
-    raise ModelError(f"no {names[0]} of shape {shape} in its safetensors files; seam.text = 'codes' needs it")
+    raise ModelError(f"no {names[0]} of shape {shape} in its safetensors files; [streams.text] needs it")
 
 
 def _tensors(folder: Path) -> Iterator[tuple[Path, str, tuple[int, ...]]]:
