@@ -22,8 +22,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from bitseam.api.recipes import locate
 from bitseam.cli.machine import circumstances
-from bitseam.cli.main import locate
 from bitseam.codecs import EntropyUniform
 from bitseam.data.features import LiveFeatures
 from bitseam.data.rows import read_rows

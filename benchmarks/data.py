@@ -42,8 +42,8 @@ from transformers import (
 )
 
 from bitseam import config
+from bitseam.api.opening import open_session
 from bitseam.checks.client import ready_client
-from bitseam.cli.client import open_party
 from bitseam.cli.machine import circumstances
 from bitseam.data.batches import Batches
 from bitseam.data.features import LiveFeatures
@@ -178,9 +178,10 @@ def waiting(folder: Path, workers: int, steps: int) -> dict[str, Any]:
     seconds: list[float] = []
     with serving(folder / "data.toml", out, {"data.workers": workers}) as recipe:
         recipe = replace(recipe, device="cpu")
+        side = ready_client(recipe, str, "ask")
         with (
-            open_party(recipe, ready_client(recipe, str, "ask"), training=True) as party,
-            closing(LiveFeatures(party.model.vision, recipe.data.workers)) as features,
+            open_session(recipe, side, training=True) as session,
+            closing(LiveFeatures(side.model.vision, recipe.data.workers)) as features,
         ):
             pixels = features.pixels
 
@@ -190,8 +191,8 @@ def waiting(folder: Path, workers: int, steps: int) -> dict[str, Any]:
                 return got
 
             features.pixels = waited  # type: ignore[method-assign]
-            batches = Batches(rows, features, party.prompter, BATCH, recipe.seed, features.ahead)
-            session, stepper = party.session, Stepper(party.model, recipe.client.rate, recipe.train)
+            batches = Batches(rows, features, side.prompter, BATCH, recipe.seed, features.ahead)
+            stepper = Stepper(side.model, recipe.client.rate, recipe.train)
             session.calibrate(*batches(0))
             waits.clear()
             for number in range(WARM + steps):

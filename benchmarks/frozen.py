@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from bitseam.cli.main import locate
+from bitseam.api.recipes import locate
 from bitseam.data.features import LiveFeatures
 from bitseam.data.rows import Row, read_rows
 from bitseam.errors import ModelError

@@ -32,7 +32,7 @@ from rates import ask, stored_features, with_image
 from traffic import LEARNED, LONGER, told
 
 from bitseam import config
-from bitseam.cli.main import locate
+from bitseam.api.recipes import locate
 from bitseam.data.batches import Batches
 from bitseam.data.rows import Row, read_rows
 from bitseam.runs.checkpoint import load_pair, newest

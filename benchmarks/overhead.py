@@ -21,10 +21,10 @@ from typing import Any
 from processes import RECIPE
 from step import make_batch, serving
 
+from bitseam.api.opening import open_session
+from bitseam.api.recipes import locate
 from bitseam.checks.client import ready_client
-from bitseam.cli.client import open_party
 from bitseam.cli.machine import circumstances
-from bitseam.cli.main import locate
 from bitseam.sessions.server import digest
 from bitseam.train import Training
 from bitseam.wire import messages_pb2 as pb
@@ -50,9 +50,8 @@ def measure(path: Path) -> dict[str, Any]:
     with (
         tempfile.TemporaryDirectory(dir=runs) as folder,
         serving(path, Path(folder), {}) as recipe,
-        open_party(recipe, ready_client(recipe, locate, "ask"), training=True) as party,
+        open_session(recipe, ready_client(recipe, locate, "ask"), training=True) as session,
     ):
-        session = party.session
         features, text = make_batch(recipe, session.model)
         training = Training(session, recipe, lambda _: (features, text), shown=False)
         training.begin()

@@ -26,8 +26,8 @@ from processes import RECIPE
 from traffic import told
 
 from bitseam import config
+from bitseam.api.recipes import locate
 from bitseam.cli.machine import circumstances
-from bitseam.cli.main import locate
 from bitseam.data.assets import cache_folder
 from bitseam.data.features import StoredFeatures
 from bitseam.data.images import open_image

@@ -24,10 +24,10 @@ import torch
 from processes import RECIPE, Settings, server
 
 from bitseam import config
+from bitseam.api.opening import open_session
+from bitseam.api.recipes import locate
 from bitseam.checks.client import ready_client
-from bitseam.cli.client import open_party
 from bitseam.cli.machine import circumstances, free_port
-from bitseam.cli.main import locate
 from bitseam.models.client import ClientModel
 from bitseam.models.proof import prove
 from bitseam.runs.checkpoint import build_client, build_server
@@ -109,8 +109,7 @@ def measure(recipe: config.Recipe, rounds: int, steps: int) -> dict:
         for stepper in steppers:
             stepper.step(int(text.answers.sum()))
 
-    with open_party(recipe, ready_client(recipe, locate, "ask"), training=True) as party:
-        session = party.session
+    with open_session(recipe, ready_client(recipe, locate, "ask"), training=True) as session:
         session.calibrate(features, text)
         stepper = Stepper(session.model, recipe.client.rate, recipe.train)
         parts: list[dict[str, float]] = []

@@ -38,7 +38,8 @@ ALLOWED = {
     **dict.fromkeys(("train", "evals"), SESSIONS),
     "checks": {*SESSIONS, "data", "data.assets", "evals"},
     "serve": {*SESSIONS, "checks"},
-    "cli": {*SESSIONS, "checks", "data", "data.assets", "train", "evals", "serve"},
+    "api": {*SESSIONS, "checks", "data", "data.assets", "train", "evals", "serve"},
+    "cli": {*SESSIONS, "checks", "data", "data.assets", "train", "evals", "serve", "api"},
 }
 FORBIDDEN_OUTSIDE = {"wire": {"torch", "socket", "grpc"}, "transport": {"torch"}}
 
@@ -98,6 +99,7 @@ def test_rooms_import_only_what_they_may() -> None:
         ("wire", "import torch.nn"),
         ("transport", "def f():\n    from bitseam.codecs import base"),
         ("train", "import bitseam.serve.server"),
+        ("serve", "from bitseam.api.server import Server"),
     ],
 )
 def test_the_check_can_fail(room: str, source: str) -> None:

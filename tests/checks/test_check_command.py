@@ -10,9 +10,10 @@ from conftest import Tiny
 from tiny_run import write_tiny_run
 from typer.testing import CliRunner, Result
 
+from bitseam.api.recipes import locate
 from bitseam.checks.client import ready_client
 from bitseam.checks.server import ready_server
-from bitseam.cli.main import app, locate
+from bitseam.cli.main import app
 from bitseam.config import load_recipe
 from bitseam.errors import AddressInUseError, CheckError
 from bitseam.transport import Listener

@@ -14,11 +14,10 @@ from conftest import Tiny
 from test_check_command import check, spoil
 from tiny_run import write_tiny_run
 
-from bitseam.cli.main import locate
+from bitseam import Server
 from bitseam.config import load_recipe
 from bitseam.errors import ConfigError, TransportError
 from bitseam.runs.claim import claimed
-from bitseam.serve import serve
 
 pytest_plugins = ["disks"]
 
@@ -94,7 +93,7 @@ def test_where_a_server_cannot_listen_is_told_before_its_model_is_loaded(
         assert complaint.format(taken=taken) in result.output
         loaded = load_recipe(recipe, dict(one.split("=") for one in filled))
         with pytest.raises(TransportError, match=r"listen|in use|without TLS"):
-            serve(loaded, locate)
+            Server(loaded).load()
 
 
 def test_rows_whose_paths_steer_the_terminal_take_one_line_each(tiny: Tiny, tmp_path: Path) -> None:

@@ -22,10 +22,9 @@ from test_two_processes import Work, ended, wait_for
 from tiny_run import write_tiny_run
 
 from bitseam.cli.client import run_training
-from bitseam.cli.main import locate
+from bitseam.cli.server import run_server
 from bitseam.config import load_recipe
 from bitseam.errors import ClaimedError
-from bitseam.serve import serve
 from bitseam.serve.status import read_status
 
 pytest_plugins = ["disks"]
@@ -74,9 +73,9 @@ def test_O1_O2_O13_O14_a_pair_outlives_a_full_disk_its_log_and_its_readers(
         full = server_step(f"http://{where}/metrics")
         wait_for(lambda: server_step(f"http://{where}/metrics") > full + 40, server, client)
         same = load_recipe(recipe, {"out": str(run)})
-        for second, side, first in ((serve, "server", server), (run_training, "client", client)):
+        for second, side, first in ((run_server, "server", server), (run_training, "client", client)):
             with pytest.raises(ClaimedError, match=rf"run/{side}: another process \(pid {first.pid}\) runs in this"):
-                second(same, locate)
+                second(same)
         disk.free()
         note.unlink()
         room = server_step(f"http://{where}/metrics")

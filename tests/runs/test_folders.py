@@ -14,14 +14,14 @@ import pytest
 from conftest import Tiny, make_recipe
 from disks import Disk
 
+from bitseam.api.recipes import locate
 from bitseam.cli.client import run_training
-from bitseam.cli.main import locate
+from bitseam.cli.server import run_server
 from bitseam.config import Recipe
 from bitseam.data.assets import cache_folder, fetch, require_cache
 from bitseam.errors import AssetError, CheckError, ConfigError, DiskFullError, ModelError
 from bitseam.runs.checkpoint import Identity, build_client, held, newest, save_client
 from bitseam.runs.claim import claimed
-from bitseam.serve import serve
 
 pytest_plugins = ["disks"]
 
@@ -153,18 +153,18 @@ def test_O7_a_folder_that_cannot_be_written_is_told_before_anything_is_loaded(ti
     (tmp_path / "file").write_text("mine")
     for out in (tmp_path / "file", tmp_path / "file" / "run"):
         recipe = make_recipe(tiny, out=str(out), client__checkpoint="/nowhere", server__checkpoint="/nowhere")
-        for run, side in ((run_training, "client"), (serve, "server")):
+        for run, side in ((run_training, "client"), (run_server, "server")):
             with pytest.raises(ConfigError, match=rf"{out}/{side}: cannot be written: Not a directory|File exists"):
-                run(recipe, locate)
+                run(recipe)
 
 
 def test_O7_a_read_only_disk_is_told_and_still_answers_can_be_given(
     tiny: Tiny, read_only: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     recipe = make_recipe(tiny, out=str(read_only / "run"), client__checkpoint="/nowhere", server__checkpoint="/nowhere")
-    for run in (run_training, serve):
+    for run in (run_training, run_server):
         with pytest.raises(ConfigError, match="cannot be written: Read-only file system"):
-            run(recipe, locate)
+            run(recipe)
     with claimed(recipe.folder, "server", needed=False):
         assert "Nothing is logged there" in caplog.text
 
@@ -176,7 +176,7 @@ def test_O7_a_cache_that_cannot_be_written_is_told_before_anything_is_loaded(
     monkeypatch.setenv("BITSEAM_CACHE", str(tmp_path / "file"))
     recipe = make_recipe(tiny, out=str(tmp_path / "run"), client__checkpoint="/nowhere")
     with pytest.raises(CheckError, match=r"file.*BITSEAM_CACHE moves the cache"):  # and the checkpoint is wrong as well
-        run_training(recipe, locate)
+        run_training(recipe)
     with pytest.raises(AssetError, match=r"file.*BITSEAM_CACHE moves the cache"):
         fetch(["cifar10"])
 

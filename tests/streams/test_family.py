@@ -22,7 +22,7 @@ from bitseam.streams import Sender
 from bitseam.streams.build import build_projection, build_quantizer
 from bitseam.streams.through_codec import ThroughCodec
 from bitseam.text.prompts import Prompter
-from bitseam.train import train
+from bitseam.train import StepRecord, train
 
 QUANTIZED: dict[str, dict[str, Any]] = {
     "rd-fsq": {"projection": "fixed"},
@@ -168,14 +168,14 @@ def test_what_is_drawn_is_drawn_again_by_a_run_that_goes_on(tiny: Tiny, tmp_path
             with pair(recipe) as running:
                 client, draw = running.client, batches(recipe, running.client)
 
-                def told(client: Any = client, draw: Any = draw, stop: int = stop) -> bool:
+                def told(record: StepRecord, client: Any = client, draw: Any = draw, stop: int = stop) -> bool:
                     if stops:
                         torch.rand(7)
                         text = Prompter(recipe.text).batch(QUESTIONS[:1])
                         list(client.ask(draw(0)[0][:1], text, 2))
                     return client.reached == stop
 
-                train(client, recipe, draw, told)
+                train(client, recipe, draw, [told])
         return weights(client.model) | weights(running.party.model)
 
     whole, resumed = run("whole", []), run("resumed", [1, 3])

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bitseam import config
-from bitseam.errors import ConfigError, TransportError
+from bitseam.errors import ConfigError, TransportError, UsageError
 
 
 def load_recipe(
@@ -22,12 +22,15 @@ def load_recipe(
 
     overrides: such as {"train.steps": 10}. plan: a plan.toml of `bitseam plan`, laid over the recipe and under them.
     apply_threads: have this process use `threads` of the recipe from now on; before torch is imported is best. Raises
-    ConfigError that names the file and each key that is wrong, those of streams' codecs and of addresses among them.
+    ConfigError that names the file and each key that is wrong, those of streams' codecs and of addresses among them,
+    and UsageError for a source of another type.
 
     >>> recipe = load_recipe("recipes/demo.toml", {"train.steps": 100, "network.address": "localhost:0"})
     """
     from bitseam.transport import split_address
 
+    if not isinstance(source, str | Path | Mapping):
+        raise UsageError(f"a recipe is a file's path, or its tables; this is {type(source).__name__}")
     where = "the recipe" if isinstance(source, Mapping) else str(source)
     recipe = config.load_recipe(source, overrides, plan)
     try:
@@ -48,6 +51,11 @@ def load_recipe(
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from error
     return recipe
+
+
+def as_recipe(recipe: config.Recipe | str | Path | Mapping[str, Any]) -> config.Recipe:
+    """The recipe itself, or what `load_recipe` makes of it."""
+    return recipe if isinstance(recipe, config.Recipe) else load_recipe(recipe)
 
 
 def locate(name: str) -> str:

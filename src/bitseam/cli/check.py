@@ -7,6 +7,7 @@ from typing import Literal
 from rich.text import Text
 
 from bitseam import config
+from bitseam.api.recipes import locate
 from bitseam.checks.client import check_client
 from bitseam.checks.findings import Checks, Finding
 from bitseam.checks.network import own_certificates, reach, require_free
@@ -14,14 +15,13 @@ from bitseam.checks.places import require_folder
 from bitseam.checks.server import check_server
 from bitseam.console import Terminal
 from bitseam.errors import AddressInUseError
-from bitseam.runs.checkpoint import Locate
 
 Side = Literal["client", "server"]
 stdout = Terminal()
 _STYLES = {"right": "green", "wrong": "bold red", "not checked": "yellow"}
 
 
-def run_check(recipe: config.Recipe, locate: Locate, sides: tuple[Side, ...]) -> bool:
+def run_check(recipe: config.Recipe, sides: tuple[Side, ...]) -> bool:
     """Look at each side, and print a line a finding. Returns whether nothing is wrong."""
     right = True
     for side in sides:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import signal
 import sys
 import traceback
@@ -144,7 +143,7 @@ def check(
     from bitseam.cli.check import run_check
 
     sides: Any = (side,) if side else ("client", "server")
-    if not run_check(loaded, locate, sides):
+    if not run_check(loaded, sides):
         sys.exit(1)
 
 
@@ -152,9 +151,9 @@ def check(
 def serve(recipe: RecipePath, set_: Set = None, plan: Plan = None, checkpoint: Checkpoint = None) -> None:
     """Hold the language half: train it with a client, answer questions, until stopped."""
     loaded = _load(recipe, set_, plan)
-    from bitseam.serve import serve as run
+    from bitseam.cli.server import run_server
 
-    run(loaded, locate, checkpoint)
+    run_server(loaded, checkpoint)
 
 
 @app.command()
@@ -163,7 +162,7 @@ def train(recipe: RecipePath, set_: Set = None, plan: Plan = None) -> None:
     loaded = _load(recipe, set_, plan)
     from bitseam.cli.client import run_training
 
-    run_training(loaded, locate)
+    run_training(loaded)
 
 
 @app.command()
@@ -172,7 +171,7 @@ def evaluate(recipe: RecipePath, set_: Set = None, plan: Plan = None, checkpoint
     loaded = _load(recipe, set_, plan)
     from bitseam.cli.client import run_evaluation
 
-    run_evaluation(loaded, locate, checkpoint)
+    run_evaluation(loaded, checkpoint)
 
 
 @app.command()
@@ -191,7 +190,7 @@ def ask(
     loaded = _load(recipe, set_, plan)
     from bitseam.cli.client import run_question
 
-    run_question(loaded, locate, image, question, checkpoint, max_new_tokens)
+    run_question(loaded, image, question, checkpoint, max_new_tokens)
 
 
 @app.command()
@@ -210,6 +209,7 @@ def merge(
     out: Annotated[Path, typer.Argument(help="Folder of the one model to write.")],
 ) -> None:
     """Join two halves into one transformers model that runs unsplit."""
+    from bitseam.api.recipes import locate
     from bitseam.runs.merge import merge as join
 
     join(client, server, out, locate)
@@ -236,7 +236,7 @@ def plan(
     loaded = _load(recipe, set_)
     from bitseam.cli.plan import Target, run_plan
 
-    run_plan(loaded, locate, client, server, Target(bits, loss_increase, gradient_bits), out, batches)
+    run_plan(loaded, client, server, Target(bits, loss_increase, gradient_bits), out, batches)
 
 
 @app.command()
@@ -250,18 +250,10 @@ def demo(
     run_demo(out, set_ or [])
 
 
-def locate(name: str) -> str:
-    """A checkpoint's name in a recipe -> the folder of an asset of that name, or the name itself."""
-    from bitseam.data.assets import ENTRIES, path_of
-
-    return str(path_of(name)) if name in ENTRIES else name
-
-
 def _load(path: Path, pairs: list[str] | None, plan: Path | None = None) -> Any:
     import tomllib
 
-    from bitseam.config import load_recipe
-    from bitseam.transport import split_address
+    from bitseam.api.recipes import load_recipe
 
     overrides = {}
     for pair in pairs or []:
@@ -272,17 +264,7 @@ def _load(path: Path, pairs: list[str] | None, plan: Path | None = None) -> Any:
             overrides[key] = tomllib.loads(f"v = {value}")["v"]
         except tomllib.TOMLDecodeError:
             overrides[key] = value  # plain text needs no quotes
-    recipe = load_recipe(path, overrides, plan)
-    split_address(recipe.network.address)
-    if recipe.network.metrics:
-        split_address(recipe.network.metrics, "network.metrics")
-    if recipe.threads:
-        # Before torch starts its pool; OpenMP reads it once.
-        os.environ["OMP_NUM_THREADS"] = str(recipe.threads)
-        import torch
-
-        torch.set_num_threads(recipe.threads)
-    return recipe
+    return load_recipe(path, overrides, plan=plan, apply_threads=True)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ import torch
 from rich.table import Table
 
 from bitseam import config
+from bitseam.api.recipes import locate
 from bitseam.cli.machine import circumstances
 from bitseam.console import Terminal
 from bitseam.data.batches import Batches
@@ -23,7 +24,7 @@ from bitseam.evals.plan_figure import draw_plan
 from bitseam.evals.plan_report import DownPlan, channels_of, rows_of
 from bitseam.evals.planning import FrozenPair, Sample, UpPlan, UpPlanner, loss_increase
 from bitseam.models.device import choose_device
-from bitseam.runs.checkpoint import Locate, load_pair
+from bitseam.runs.checkpoint import load_pair
 from bitseam.runs.folders import writable
 from bitseam.text.prompts import Prompter
 
@@ -66,9 +67,7 @@ class Target:
             raise ConfigError("give one of --bits and --loss-increase")
 
 
-def run_plan(
-    recipe: config.Recipe, locate: Locate, client: Path, server: Path, target: Target, out: Path, batches: int
-) -> None:
+def run_plan(recipe: config.Recipe, client: Path, server: Path, target: Target, out: Path, batches: int) -> None:
     """Write OUT/plan.json, plan.png and plan.toml. All is chosen on calibration data; held-out data are measured."""
     writable(out)
     client_model, server_model, trained, identity = load_pair(client, server, locate)

@@ -99,9 +99,9 @@ class FeatureStore:
     ) -> None:
         contents = list(pictures)
         with _Writer(self._folder, index, self._sizes) as writer:
-            for start in track(
-                range(0, len(contents), _BATCH), "vision features", console=Console(stderr=True), transient=True
-            ):
+            starts = range(0, len(contents), _BATCH)
+            console, few = Console(stderr=True), len(starts) < 2
+            for start in track(starts, "vision features", console=console, disable=few, transient=True):
                 batch = contents[start : start + _BATCH]
                 features = compute([pictures[content] for content in batch]).float().cpu()
                 assert features.shape[1:] == self._shape

@@ -45,13 +45,21 @@ class Score:
     correct: int = 0
     total: int = 0
 
+    @property
+    def accuracy(self) -> float:
+        return self.correct / self.total
+
 
 @dataclass
 class Evaluation:
-    """Scores by task, and the answer to every row in order."""
+    """Scores by task, and the answer to every row in order.
+
+    beyond: how many right answers have more tokens than an answer was given room for.
+    """
 
     scores: dict[str, Score]
     answers: list[str] = field(default_factory=list)
+    beyond: int = 0
 
 
 def evaluate(
@@ -61,16 +69,19 @@ def evaluate(
     features: Callable[[Sequence[Path]], Tensor],
     batch: int = QUESTIONS,
     longest: int | None = None,
+    progress: bool = True,
 ) -> Evaluation:
     """Ask every row's question, greedily.
 
     features: images -> (I, M, Dv). longest: tokens of an answer, its end among them; by default as many as the longest
-    right answer has.
+    right answer has. progress: with a bar.
     """
-    room = longest or max(len(prompter.answer(row.answer)) for row in rows)
+    lengths = [len(prompter.answer(row.answer)) for row in rows]
+    room = longest or max(lengths)
     scores: defaultdict[str, Score] = defaultdict(Score)
     answers: list[str] = []
-    for start in track(range(0, len(rows), batch), description="evaluation", console=Terminal()):
+    starts = range(0, len(rows), batch)
+    for start in track(starts, description="evaluation", console=Terminal(), disable=not progress):
         chunk = rows[start : start + batch]
         images = [row.image for row in chunk]
         text = prompter.batch([row.question for row in chunk], images=images)
@@ -81,7 +92,7 @@ def evaluate(
             answers.append(answer)
             scores[row.task].total += 1
             scores[row.task].correct += normal(answer) == normal(row.answer)
-    return Evaluation(dict(scores), answers)
+    return Evaluation(dict(scores), answers, sum(length > room for length in lengths))
 
 
 def answer_room(prompter: Prompter, rows: Sequence[Question], text: config.Text) -> int:

@@ -71,6 +71,8 @@ def _lock(handle: int, folder: Path, kind: int = fcntl.LOCK_EX) -> None:
         _flock(handle, kind)
     except BlockingIOError as error:
         holder = os.pread(handle, 20, 0).decode(errors="replace").strip()
+        if holder == _us():
+            raise ClaimedError(f"{folder}: this process has a server or client in this folder already") from error
         raise ClaimedError(
             f"{folder}: another process{f' ({holder})' if holder else ''} runs in this folder; wait for its end, or "
             "name another folder in `out`"
@@ -81,7 +83,11 @@ def _lock(handle: int, folder: Path, kind: int = fcntl.LOCK_EX) -> None:
     if kind == fcntl.LOCK_EX:
         with suppress(OSError):  # it is there for people alone
             os.ftruncate(handle, 0)
-            os.pwrite(handle, f"pid {os.getpid()}".encode(), 0)
+            os.pwrite(handle, _us().encode(), 0)
+
+
+def _us() -> str:
+    return f"pid {os.getpid()}"
 
 
 def _flock(handle: int, kind: int) -> None:

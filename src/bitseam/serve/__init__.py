@@ -1,5 +1,1 @@
-"""The server process."""
-
-from bitseam.serve.server import serve
-
-__all__ = ["serve"]
+"""The server: what runs it, its log, metrics and status."""

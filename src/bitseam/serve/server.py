@@ -1,28 +1,28 @@
-"""The server process: holds the language half, listens, trains and answers until it is told to stop."""
+"""The server: holds the language half, listens, trains and answers until it is told to stop."""
 
 from __future__ import annotations
 
 import json
 import logging
-import signal
-from contextlib import ExitStack
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from bitseam import config
-from bitseam.checks.server import ready_server
+from bitseam.checks.server import ServerSide, ready_server
 from bitseam.runs.byproducts import Byproduct
 from bitseam.runs.checkpoint import Locate
 from bitseam.runs.claim import claimed
 from bitseam.runs.runlog import RunLog, peak_memory
-from bitseam.runs.stopping import TERMINATED, told_by
 from bitseam.serve.events import event_log
 from bitseam.serve.metrics import Metrics, publish
 from bitseam.serve.sessions import Sessions
 from bitseam.sessions.party import StepReport
 from bitseam.sessions.quota import Quotas
-from bitseam.transport import Listener
+from bitseam.transport import Listener, join_address, split_address
 
 log = logging.getLogger(__name__)
 
@@ -31,28 +31,32 @@ _NOTED = 5.0  # seconds between looks at whether the note of where the metrics a
 _GRACE = 30.0  # seconds that a client which trains is given to end its step and have both halves written
 
 
-def serve(recipe: config.Recipe, locate: Locate, checkpoint: Path | None = None) -> None:
-    """Serve until SIGTERM, SIGINT or SIGHUP; a step under way is then ended and checkpointed on both sides.
+@contextmanager
+def loaded(recipe: config.Recipe, locate: Locate, checkpoint: Path | None = None) -> Iterator[ServerSide]:
+    """The server's side, checked and loaded; its folder is ours while the context lasts.
 
-    Goes on where the recipe's folder ends, or begins anew. checkpoint: a folder to answer from instead. A client that
-    goes away or misbehaves ends its own session alone. Raises ConfigError where another server has the folder, or where
-    it cannot be written.
+    Goes on where the recipe's folder ends, or begins anew. checkpoint: a folder to answer from instead. Raises all that
+    is wrong, and ClaimedError where another server has the folder, ConfigError where it cannot be written.
     """
     with claimed(recipe.folder, "server", needed=checkpoint is None):
-        _serve(recipe, locate, checkpoint)
+        side = ready_server(recipe, locate, checkpoint)
+        if side.admission is not None:
+            side.party.quotas = Quotas(side.admission.quota, recipe.folder / "server" / "quota.json")
+        yield side
 
 
-def _serve(recipe: config.Recipe, locate: Locate, checkpoint: Path | None) -> None:
-    network, folder = recipe.network, recipe.folder / "server"
-    side = ready_server(recipe, locate, checkpoint)
-    party, tls, admission = side.party, side.tls, side.admission
-    if admission is not None:
-        party.quotas = Quotas(admission.quota, folder / "quota.json")
+@contextmanager
+def listening(recipe: config.Recipe, side: ServerSide, progress: bool) -> Iterator[str]:
+    """Serve, in threads, while the context lasts; gives the address, with the port that a 0 in the recipe has found.
+
+    A client that goes away or misbehaves ends its own session alone. In the end a step under way is finished, and
+    checkpointed on both sides. progress: with a bar on standard error.
+    """
+    network, folder, party = recipe.network, recipe.folder / "server", side.party
     sessions = Sessions(party)
     metrics = Metrics(party, sessions)
     with ExitStack() as stack:
-        told = stack.enter_context(told_by((*TERMINATED, signal.SIGINT)))
-        bar = stack.enter_context(RunLog(recipe.folder, "server", recipe.train.steps * recipe.train.clients))
+        bar = stack.enter_context(RunLog(recipe.folder, "server", recipe.train.steps * recipe.train.clients, progress))
         stack.enter_context(event_log(folder / "events.jsonl"))
 
         def on_step(report: StepReport) -> None:
@@ -61,20 +65,17 @@ def _serve(recipe: config.Recipe, locate: Locate, checkpoint: Path | None) -> No
 
         party.on_step = on_step
         exposed = network.plaintext_that_anyone_can_read_and_change
-        listener = Listener(network.address, sessions, tls, _SESSIONS, network.keepalive, admission, exposed)
-        note, text = Byproduct(folder / "metrics.json"), ""
+        listener = Listener(network.address, sessions, side.tls, _SESSIONS, network.keepalive, side.admission, exposed)
         if network.metrics:
             http, url = publish(metrics, network.metrics)
+            stack.callback(http.server_close)
             stack.callback(http.shutdown)
-            text = json.dumps({"metrics": url})
+            stack.enter_context(_noted(folder / "metrics.json", json.dumps({"metrics": url})))
         listener.start()
-        log.info("listening on %s; the language half is at step %d", network.address, party.step)
+        address = join_address(split_address(network.address)[0], listener.port)
+        log.info("listening on %s; the language half is at step %d", address, party.step)
         try:
-            while True:
-                if text and not _holds(note.path, text):
-                    note.replace(text)
-                if told.wait(_NOTED):
-                    break
+            yield address
             log.info("stopping")
             listener.leave()
             party.stopping.set()
@@ -84,6 +85,27 @@ def _serve(recipe: config.Recipe, locate: Locate, checkpoint: Path | None) -> No
     parameters = sum(p.numel() for p in party.model.parameters())
     summary = {"step": party.step, "parameters": parameters, "peak_memory_bytes": peak_memory()}
     Byproduct(folder / "summary.json").replace(json.dumps(summary))
+
+
+@contextmanager
+def _noted(path: Path, text: str) -> Iterator[None]:
+    """A file holds `text` while the context lasts, whoever removes it."""
+    note, over = Byproduct(path), threading.Event()
+
+    def keep() -> None:
+        while True:
+            if not _holds(path, text):
+                note.replace(text)
+            if over.wait(_NOTED):
+                return
+
+    keeper = threading.Thread(target=keep, name="bitseam-note", daemon=True)
+    keeper.start()
+    try:
+        yield
+    finally:
+        over.set()
+        keeper.join()
 
 
 def _holds(path: Path, text: str) -> bool:

@@ -112,6 +112,10 @@ class ClientSession:
         """(sent, received) over all connections, as `Channel.socket_bytes`."""
         return self._connection.socket_bytes()
 
+    def hang_up(self) -> None:
+        """Forget the connection, in whose middle something was broken off; the next message makes another."""
+        self._connection.hang_up()
+
     def calibrate(self, features: Tensor, text: TextBatch) -> None:
         """Fit connector, quantizers, tables and the texts' dictionary to features (I, M, Dv) and texts, and tell the
         server, once."""

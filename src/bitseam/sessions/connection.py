@@ -62,7 +62,7 @@ class Connection:
         if self._peer is not None:
             with suppress(BitseamError):  # a peer that is gone must not hide why we leave
                 self._peer.say_goodbye(reason)
-            self._hang_up()
+            self.hang_up()
 
     def socket_bytes(self) -> tuple[int, int] | None:
         """(sent, received) over all connections; None where the system does not tell."""
@@ -83,7 +83,7 @@ class Connection:
         return tries(self._shake_hands)
 
     def _shake_hands(self) -> pb.Welcome:
-        self._hang_up()
+        self.hang_up()
         self._peer = Peer(self._dial(), "client", self._ledger)
         hello = self._hello()
         hello.session = self._session
@@ -91,7 +91,8 @@ class Connection:
         self._session = welcome.session
         return welcome
 
-    def _hang_up(self) -> None:
+    def hang_up(self) -> None:
+        """Leave without a word, as a link that breaks."""
         if self._peer is not None:
             self._peer.channel.close()
             self._counted = self.socket_bytes()

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from bitseam import config
-from bitseam.errors import BitseamError, SessionLostError
+from bitseam.errors import BitseamError, SessionLostError, UsageError
 from bitseam.runs.checkpoint import (
     Identity,
     folder_of,
@@ -73,7 +73,12 @@ class Training:
         self._recipe, self._batches = recipe, batches
         self._stepper = Stepper(session.model, recipe.client.rate, recipe.train)
         self._log = RunLog(recipe.folder, "client", recipe.train.steps, shown)
-        self._begun = False
+        self._begun = self._halfway = False
+
+    @property
+    def begun(self) -> bool:
+        """Whether it is where the server is."""
+        return self._begun
 
     @property
     def over(self) -> bool:
@@ -84,13 +89,11 @@ class Training:
         self,
         steps: int | None = None,
         callbacks: Sequence[Callback] = (),
-        told: Callable[[], bool] = lambda: False,
     ) -> Path:
         """Take `steps` steps, or all that are left; returns the client's last checkpoint, which is of the last step.
 
-        told: whether to stop after the step under way. Where the server comes back at an earlier step, so does the
-        client. Raises NonFiniteError, PeerGoneError, RefusedError and what the data and callbacks raise; the last
-        checkpoint is then intact.
+        Where the server comes back at an earlier step, so does the client. Raises NonFiniteError, PeerGoneError,
+        RefusedError and what the data and callbacks raise; the last checkpoint is then intact.
         """
         last = self._recipe.train.steps if steps is None else self.session.reached + steps
         with self._log:
@@ -101,10 +104,11 @@ class Training:
                     while not (stop or self.over):
                         record = self.step(self.draw())
                         wishes = [callback(record) for callback in callbacks]  # each of them is told
-                        stop = any(wishes) or told() or self.session.reached >= last
+                        stop = any(wishes) or self.session.reached >= last
                         self.keep(stop)
                     return self._folder
                 except SessionLostError as error:
+                    self.go_back()  # where a callback has found it out
                     log.warning("%s", error)
                 except BitseamError as error:
                     fault = (
@@ -115,9 +119,14 @@ class Training:
                     raise type(error)(fault) from error
 
     def begin(self) -> None:
-        """Be where the server is: at a checkpoint, or calibrated for the first step."""
+        """Be where the server is: at a checkpoint, or calibrated for the first step. Does nothing the second time.
+
+        Raises UsageError after a step that something has broken off.
+        """
         if self._begun:
+            self._require_whole()
             return
+        self._halfway = False  # what had been gathered goes with the weights
         session, recipe = self.session, self._recipe
         run, steps = held(recipe, "client")
         if (run, session.reached in steps) == (session.run, True):
@@ -136,6 +145,10 @@ class Training:
             self.save()
         self._begun = True
 
+    def go_back(self) -> None:
+        """The server has come back at an earlier step: have `begin` go there."""
+        self._begun = False
+
     def draw(self) -> Iterator[Micro]:
         """The micro-batches of the step that is due, each when it is asked for."""
         first = self.session.reached * self._recipe.train.accumulate
@@ -144,8 +157,12 @@ class Training:
     def step(self, micros: Iterable[Micro]) -> StepRecord:
         """One optimiser step, of as many micro-batches as the recipe says, and the average that is due after it.
 
-        Raises SessionLostError where the server has come back at an earlier step, which `begin` then goes back to.
+        Raises SessionLostError where the server has come back at an earlier step, which `begin` then goes back to, and
+        UsageError before `begin`, where too few micro-batches come, or after a step that something has broken off.
         """
+        self._require_whole()
+        if not self._begun:
+            raise UsageError("a step before its training has begun, or since the server went back: draw another batch")
         try:
             record = self._step(micros)
             values = asdict(record)
@@ -153,7 +170,7 @@ class Training:
             if self._recipe.train.sharing == "averaged" and record.step % self._recipe.train.round == 0:
                 self.session.average(record.step)
         except SessionLostError:
-            self._begun = False
+            self.go_back()
             raise
         return record
 
@@ -164,12 +181,13 @@ class Training:
 
     def save(self) -> Path:
         """Write both halves, at the present step: the server's first, so that ours never is of a step that it does not
-        have; returns ours."""
+        have; returns ours. Raises UsageError after a step that something has broken off."""
+        self._require_whole()
         session = self.session
         try:
             session.checkpoint(session.reached)
         except SessionLostError:
-            self._begun = False
+            self.go_back()
             raise
         identity = Identity(session.run, session.reached)
         state = training_state(self._stepper, session.state())
@@ -179,6 +197,13 @@ class Training:
     def _folder(self) -> Path:
         return folder_of(self._recipe.folder, "client", self.session.reached)
 
+    def _require_whole(self) -> None:
+        if self._halfway:
+            raise UsageError(
+                f"step {self.session.reached + 1} was broken off, and some of its gradients are missing: open the "
+                "client anew, which goes on from the last checkpoint"
+            )
+
     def _step(self, micros: Iterable[Micro]) -> StepRecord:
         session, plan, step = self.session, self._recipe.train, self.session.reached + 1
         start, loss, answer_tokens, coded_bytes, predicted_bytes = time.perf_counter(), 0.0, 0, 0, 0.0
@@ -186,13 +211,21 @@ class Training:
         coming = iter(micros)
         for micro in range(plan.accumulate):
             with session.watch("data"):
-                features, text = next(coming)
+                drawn = next(coming, None)
+            if drawn is None:
+                raise UsageError(
+                    f"step {step}: {micro} micro-batches came where train.accumulate is {plan.accumulate}; a batch is "
+                    "for one step"
+                )
+            features, text = drawn
+            self._halfway = True
             part = session.step(step, micro, micro == plan.accumulate - 1, features, text)
             loss, answer_tokens = loss + part.loss, answer_tokens + part.answer_tokens
             coded_bytes, predicted_bytes = coded_bytes + part.coded_bytes, predicted_bytes + part.predicted_bytes
         rate = self._stepper.rate
         with session.watch("client step"):
             norm = self._stepper.step(answer_tokens)
+        self._halfway = False
         up, down = session.ledger.total("up"), session.ledger.total("down")
         return StepRecord(
             step=step,
@@ -210,8 +243,6 @@ class Training:
         )
 
 
-def train(
-    session: ClientSession, recipe: config.Recipe, batches: Batches, told: Callable[[], bool] = lambda: False
-) -> Path:
+def train(session: ClientSession, recipe: config.Recipe, batches: Batches, callbacks: Sequence[Callback] = ()) -> Path:
     """Train to the end of the recipe: `Training.run`, whose docstring has the rest."""
-    return Training(session, recipe, batches).run(told=told)
+    return Training(session, recipe, batches).run(callbacks=callbacks)
