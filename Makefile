@@ -2,7 +2,7 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-all equality fuzz fuzz-files faults mutants check proto vectors clean
+.PHONY: demo test test-all equality fuzz fuzz-files faults mutants check proto vectors tour clean
 
 demo: $(VENV)/ready
 	$(BIN)/bitseam demo
@@ -46,6 +46,10 @@ proto: $(VENV)/ready
 # Test vectors for other implementations, vectors/*.json; tests hold them against the code in both directions.
 vectors: $(VENV)/ready
 	$(BIN)/python tests/vectors/write_vectors.py
+
+# docs/tour.ipynb is run and saved with its outputs, which a test holds against those of another run.
+tour: $(VENV)/ready
+	$(BIN)/python tests/api/tour.py
 
 $(VENV)/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

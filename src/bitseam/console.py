@@ -23,7 +23,8 @@ class Terminal(Console):
     """Standard output, or standard error."""
 
     def __init__(self, stderr: bool = False, **options: Any) -> None:
-        super().__init__(stderr=stderr, markup=False, highlight=False, emoji=False, **options)
+        # A notebook is no terminal of rich's own kind, which would need widgets for a bar.
+        super().__init__(stderr=stderr, markup=False, highlight=False, emoji=False, force_jupyter=False, **options)
 
     def render_str(self, text: str, **options: Any) -> Text:
         """Before it is laid out, so that a table's columns fit what is shown."""

@@ -127,6 +127,29 @@ def test_calls_from_two_threads_are_refused(recipe: Recipe) -> None:
     assert refused.is_set()
 
 
+def test_what_goes_wrong_in_its_thread_comes_out(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("out of luck")
+
+    monkeypatch.setattr("bitseam.serve.sessions.Sessions.wait_for_trainers", fail)
+    server = Server(recipe).start()
+    server._ending.set()
+    with pytest.raises(RuntimeError, match="out of luck"):
+        server.wait()
+    with pytest.raises(RuntimeError, match="out of luck"):
+        server.stop()
+    with Server(recipe) as again:  # the folder is free all the same
+        monkeypatch.undo()
+        assert again.step == 0
+
+
+@pytest.mark.slow
+def test_a_script_that_forgets_to_stop_it_ends_all_the_same(recipe: Recipe, tmp_path: Path) -> None:
+    source = f"from bitseam import Server; Server({str(tmp_path / 'tiny.toml')!r}).start(); raise SystemExit(7)"
+    assert subprocess.run([sys.executable, "-c", source], timeout=120).returncode == 7
+    assert "parameters" in (recipe.folder / "server" / "summary.json").read_text()  # written as it stops
+
+
 def test_recipes_that_cannot_be_are_named_at_once(recipe: Recipe, tmp_path: Path) -> None:
     path = tmp_path / "tiny.toml"
     for overrides, named in (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping
+from concurrent.futures import Future
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,8 @@ from bitseam.api.recipes import as_recipe, locate
 from bitseam.checks.server import ServerSide
 from bitseam.errors import ClosedError, UsageError
 from bitseam.serve.server import listening, loaded
+
+_LOOK = 0.5  # seconds between looks at whether the main thread has ended
 
 
 class Server:
@@ -40,10 +43,12 @@ class Server:
         self.recipe = as_recipe(recipe)
         self._checkpoint, self._progress = Path(checkpoint) if checkpoint is not None else None, progress
         self._guard = Guard("this server")
-        self._held = ExitStack()  # what there is to end, last first
+        self._held = ExitStack()  # of `load`
         self._side: ServerSide | None = None
         self._address: str | None = None
-        self._stopped = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._ending = threading.Event()
+        self._failure: BaseException | None = None
 
     @property
     def address(self) -> str:
@@ -76,37 +81,60 @@ class Server:
         return self
 
     def start(self) -> Server:
-        """Listen; returns when clients can come. Raises what `load` does, and UsageError where it runs already."""
+        """Listen; returns when clients can come. Raises what `load` does, and UsageError where it listens already."""
         with self._guard("start()"):
             if self._address is not None:
                 raise UsageError(f"start(): this server listens already, at {self._address}")
             self.load()
-            assert self._side is not None
-            self._address = self._held.enter_context(listening(self.recipe, self._side, self._progress))
+            began: Future[str] = Future()
+            self._thread = threading.Thread(target=self._serve, args=(self._side, began), name="bitseam-server")
+            self._thread.start()
+            self._address = began.result()
         return self
 
     def wait(self, seconds: float | None = None) -> bool:
-        """Until another thread has stopped it, some seconds at most; returns whether it was stopped.
+        """Until another thread has stopped it, some seconds at most; returns whether it has ended.
 
-        Raises ClosedError before `start`.
+        Raises ClosedError before `start`, and what has ended it where that was an error.
         """
         assert self.address
-        return self._stopped.wait(seconds)
+        assert self._thread is not None
+        self._thread.join(seconds)
+        self._raise_failure()
+        return not self._thread.is_alive()
 
     def stop(self) -> None:
         """End: a step under way is finished, both halves are written, and sessions are closed. A second call is none.
 
-        Raises what went wrong while it ended.
+        Raises what has gone wrong in its thread.
         """
         if self._guard.close():
+            self._ending.set()
+            if self._thread is not None:
+                self._thread.join()
             self._side = None
-            try:
-                self._held.close()
-            finally:
-                self._stopped.set()
+            self._held.close()
+            self._raise_failure()
 
     def __enter__(self) -> Server:
         return self if self._address is not None else self.start()
 
     def __exit__(self, *_: object) -> None:
         self.stop()
+
+    def _serve(self, side: ServerSide, began: Future[str]) -> None:
+        """Of the server's thread, which ends with the main one where nobody has stopped it."""
+        try:
+            with listening(self.recipe, side, self._progress) as address:
+                began.set_result(address)
+                while not self._ending.wait(_LOOK) and threading.main_thread().is_alive():
+                    pass
+        except BaseException as error:
+            if began.done():
+                self._failure = error
+            else:
+                began.set_exception(error)
+
+    def _raise_failure(self) -> None:
+        if self._failure is not None:
+            raise self._failure

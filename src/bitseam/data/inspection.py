@@ -12,9 +12,9 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from rich.console import Console
 from rich.progress import track
 
+from bitseam.console import Terminal
 from bitseam.data.code import PICTURE_CODE
 from bitseam.data.images import open_image
 from bitseam.data.loader import lost_worker, start_workers
@@ -89,7 +89,7 @@ def _look_at_all(images: Sequence[Path], workers: int) -> Iterator[list[tuple[Pa
     looks = pool.map(_look, chunks) if pool else map(_look, chunks)
     try:
         yield from track(
-            looks, "images", total=len(chunks), console=Console(stderr=True), disable=len(chunks) < 2, transient=True
+            looks, "images", total=len(chunks), console=Terminal(stderr=True), disable=len(chunks) < 2, transient=True
         )
     except BrokenProcessPool as error:
         raise lost_worker() from error

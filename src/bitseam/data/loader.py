@@ -57,7 +57,8 @@ def start_workers(count: int, prepare: Callable[..., None] | None = None, *given
 def lost_worker() -> DataError:
     """What is said where a process of `start_workers` was killed."""
     return DataError(
-        "a process that decodes images ended, perhaps killed for want of memory: data.workers = 0 decodes without any"
+        "a process that decodes images ended, perhaps killed for want of memory, or because the script that it is of "
+        'does not stand below `if __name__ == "__main__":`; data.workers = 0 decodes without any'
     )
 
 

@@ -22,10 +22,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
+from bitseam.console import Terminal
 from bitseam.errors import DataError, NonFiniteError
 
 log = logging.getLogger(__name__)
@@ -100,7 +100,7 @@ class FeatureStore:
         contents = list(pictures)
         with _Writer(self._folder, index, self._sizes) as writer:
             starts = range(0, len(contents), _BATCH)
-            console, few = Console(stderr=True), len(starts) < 2
+            console, few = Terminal(stderr=True), len(starts) < 2
             for start in track(starts, "vision features", console=console, disable=few, transient=True):
                 batch = contents[start : start + _BATCH]
                 features = compute([pictures[content] for content in batch]).float().cpu()

@@ -12,10 +12,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from rich.console import Console
 from rich.progress import track
 
 from bitseam import config
+from bitseam.console import Terminal
 from bitseam.data.assets import cache_folder
 from bitseam.data.code import PROMPT_CODE
 from bitseam.data.inspection import inspect_images
@@ -92,7 +92,7 @@ def _too_long(
     doubtful = [i for i, row in enumerate(rows) if not _fits(row, most, answered)]
     found: dict[int, str] = {}
     starts = range(0, len(doubtful), _CHUNK)
-    for start in track(starts, "prompts", console=Console(stderr=True), disable=len(starts) < 2, transient=True):
+    for start in track(starts, "prompts", console=Terminal(stderr=True), disable=len(starts) < 2, transient=True):
         chunk = doubtful[start : start + _CHUNK]
         if _refused([rows[i] for i in chunk], prompter, answered):
             reasons = {i: _refused([rows[i]], prompter, answered) for i in chunk}
