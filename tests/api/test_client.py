@@ -142,6 +142,14 @@ def test_an_interrupt_in_the_middle_of_a_message_is_survived(served: Recipe, mon
         assert str(client.ask(picture(), QUESTION)) == before
 
 
+def test_a_callback_that_fails_ends_the_training_between_two_steps(served: Recipe) -> None:
+    with Client.open(served, purpose="train") as client:
+        with pytest.raises(ZeroDivisionError):
+            client.train(callbacks=[lambda record: 0 // (3 - record.step)])
+        assert client.reached == 3
+        assert client.train().name == "step-000006"
+
+
 def test_answers_come_whole_and_in_pieces_with_the_bytes_that_crossed(served: Recipe, tmp_path: Path) -> None:
     with Client.open(served, purpose="train") as client:
         client.train()

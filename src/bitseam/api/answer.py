@@ -106,7 +106,8 @@ class Answer:
     def finish(self) -> None:
         """Wait for the rest of it, which iterating then gives at once."""
         while not self.over:
-            self._advance()
+            with self._call():
+                self._advance()
 
     def _advance(self) -> None:
         ids, ended = None, True
