@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from itertools import pairwise
@@ -284,3 +286,11 @@ def test_there_is_nothing_to_evaluate_on(served: Recipe, tmp_path: Path) -> None
         Client.open(bare, purpose="evaluate")
     with Client.open(bare, purpose="train") as client, pytest.raises(ConfigError, match=r"data\.test is empty"):
         client.evaluate()
+
+
+@pytest.mark.slow
+def test_a_script_that_forgets_to_close_it_ends_all_the_same(recipe: Recipe, tmp_path: Path) -> None:
+    path = tmp_path / "tiny.toml"  # whose port is a fixed one
+    source = f"from bitseam import Client; c = Client.open({str(path)!r}, purpose='train'); c.train(2); exit(7)"
+    with Server(path):
+        assert subprocess.run([sys.executable, "-c", source], timeout=60).returncode == 7

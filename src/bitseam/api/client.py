@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from functools import cached_property
@@ -59,6 +60,7 @@ class Client:
         self._side, self._session, self._held, self._progress = side, session, held, progress
         self._guard = Guard("this client")
         self._answer: Answer | None = None  # the one that may not have ended
+        atexit.register(self.close)  # while threads still run: the interpreter's own clearing up would wait for ever
 
     @classmethod
     def open(
@@ -225,6 +227,7 @@ class Client:
 
     def __exit__(self, *failure: Any) -> None:
         if self._guard.close():
+            atexit.unregister(self.close)
             self._held.__exit__(*failure)  # the server is told what kind of error it was
 
     @cached_property
