@@ -33,25 +33,30 @@ class Outgoing:
         """what: the stream, in errors; as below."""
         self._sender, self._what, self._terms = sender, what, terms_of(sender)
         self._count = 0
-        self._told: dict[int, bytes] = {}  # tables by rate; of statistics, the sender knows
+        self._told: dict[str, bytes] = {}
 
     def forget(self) -> None:
         """Tell all anew."""
         self._sender.forget()
         self._told = {}
 
-    def message(self, quantized: Quantized) -> bytes:
-        """Codes at the rate in use, with what is needed to read them and has not been told."""
-        sender, rate = self._sender, self._sender.rate
-        news = sender.untold()
-        if (codec := sender.entropy_codec(rate)) is not None and self._told.get(rate) != codec.table_bytes():
-            self._told[rate] = codec.table_bytes()
-            news.tables.add(rate=rate, frequencies=codec.table_bytes())
+    def message(self, quantized: Quantized, told: dict[str, bytes] | None = None) -> bytes:
+        """Codes at the rate in use, with what is needed to read them and has not been told.
+
+        told: what the reader has, as of `known`; the other side has what earlier messages told.
+        """
+        sender, rate, told = self._sender, self._sender.rate, self._told if told is None else told
+        news = sender.untold(told)
+        for name, raw in _tables(sender, rate).items():
+            if told.get(name) != raw:
+                told[name] = raw
+                news.tables.add(rate=rate, frequencies=raw)
         self._count += 1
         forward = pb.Forward(step=self._count, streams=[sender.encode(quantized)])
         if news.ListFields():
             forward.news.streams.add().CopyFrom(news)
-        return seal(FEATURES, self._terms, _reading(sender, rate, {}), forward.SerializeToString(deterministic=True))
+        body = forward.SerializeToString(deterministic=True)
+        return seal(FEATURES, self._terms, _reading(sender.channels, known(sender, rate)), body)
 
     def about(self, back: bytes) -> tuple[bytes, pb.Coded]:
         """A message of a gradient -> the tag of the message that it belongs to, and itself. Raises as `unseal`."""
@@ -79,18 +84,16 @@ class Incoming:
         coded = forward.streams[0]
         told = forward.news.streams[0] if forward.news.streams else pb.Statistics()
         news = {field.name: value for field, value in told.ListFields() if isinstance(value, bytes)}
-        for tables in told.tables:
-            if tables.rate == coded.rate:
-                news["tables"] = tables.frequencies
-        if _reading(receiver, coded.rate, news) != message.about:
+        news |= {f"tables {tables.rate}": tables.frequencies for tables in told.tables if tables.rate == coded.rate}
+        if _reading(receiver.channels, known(receiver, coded.rate) | news) != message.about:
             raise StateError(
                 f"{self._what}: this message was coded with statistics or tables that have not been told here: decode "
                 "messages in the order of encoding; where one is lost, or this side has begun anew, call retell() on "
                 "the other side and encode again"
             )
         receiver.learn(told)
-        known = self._samples if coded.samples else None
-        return message.tag, receiver.decode(coded, tuple(coded.shape[:-1]), device, known)
+        samples = self._samples if coded.samples else None
+        return message.tag, receiver.decode(coded, tuple(coded.shape[:-1]), device, samples)
 
     def gradient(self, tag: bytes, gradient: Tensor) -> bytes:
         """The gradient by the levels (..., C) of the message of that tag, as a message. Raises NonFiniteError."""
@@ -101,12 +104,20 @@ class Incoming:
         return seal(GRADIENT, self._terms, tag, coded.SerializeToString(deterministic=True))
 
 
-def _reading(end: End, rate: int, news: Mapping[str, bytes]) -> bytes:
-    """The fingerprint of what codes of a rate are read with at this end, or would be with these news: fields of
-    `Statistics`, and `tables` of that rate."""
-    count, codec = end.channels, end.entropy_codec(rate)
-    parts = {"mean": bytes(4 * count), "std": np.ones(count, "<f4").tobytes(), "rotation": b""}
-    parts["tables"] = codec.table_bytes() if codec is not None else b""
-    for known in (*end.known(), news):
-        parts |= known
-    return fingerprint(*parts.values())
+def known(end: Sender | Receiver, rate: int) -> dict[str, bytes]:
+    """What codes of a rate are read with at this end: fields of `Statistics`, and the tables of the rate."""
+    found = _tables(end, rate)
+    for parts in end.known():
+        found |= parts
+    return found
+
+
+def _tables(end: End, rate: int) -> dict[str, bytes]:
+    codec = end.entropy_codec(rate)
+    return {} if codec is None else {f"tables {rate}": codec.table_bytes()}
+
+
+def _reading(channels: int, known: Mapping[str, bytes]) -> bytes:
+    """The fingerprint of what codes are read with; where a quantizer has no statistics, a fresh reader's are none."""
+    usual = {"mean": bytes(4 * channels), "std": np.ones(channels, "<f4").tobytes()}
+    return fingerprint(*(part for name, raw in sorted((usual | dict(known)).items()) for part in (name.encode(), raw)))

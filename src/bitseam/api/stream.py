@@ -15,7 +15,7 @@ from torch.autograd.function import once_differentiable
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from bitseam import config
-from bitseam.api.crossing import Incoming, Outgoing
+from bitseam.api.crossing import Incoming, Outgoing, known
 from bitseam.api.guard import Guard
 from bitseam.api.sent import Sent
 from bitseam.errors import CodecError, ConfigError, UsageError
@@ -135,7 +135,9 @@ class Stream(nn.Module):
         backward raises NonFiniteError for a gradient that is not finite.
         """
         with self._guard("forward()"):
-            message, quantized = self._send(x, samples)
+            quantized = self._quantize(x, samples)
+            message = self._out.message(quantized, known(self.receiver, self.sender.rate))
+            self._sent.count_up(message, x.shape)
             levels: Tensor = _Crossing.apply(quantized.levels, self, message)
             return self._project(levels).to(x.dtype)
 
@@ -153,7 +155,9 @@ class Stream(nn.Module):
                     f"{self._what}: {IN_FLIGHT} messages wait for their gradients; call backward() for each, and "
                     "encode under torch.no_grad() what no gradient comes back for"
                 )
-            message, quantized = self._send(x, samples)
+            quantized = self._quantize(x, samples)
+            message = self._out.message(quantized)
+            self._sent.count_up(message, x.shape)
             if waits:
                 self._in_flight[message[:8]] = quantized
             return message
@@ -241,7 +245,7 @@ class Stream(nn.Module):
             quantizer.train(training)
         self.calibrated.fill_(True)
 
-    def _send(self, x: Tensor, samples: Sequence[int]) -> tuple[bytes, Quantized]:
+    def _quantize(self, x: Tensor, samples: Sequence[int]) -> Quantized:
         sender, x, rate, samples = self.sender, self._checked(x), self.settings.rate, tuple(samples)
         if self.training:
             if sender.remembers and len(samples) != len(x):
@@ -259,10 +263,8 @@ class Stream(nn.Module):
         quantized = sender(x)
         if self.training:
             sender.renew(quantized)
-        message = self._out.message(quantized)
         self._distortion = self.settings.distortion_weight * quantized.distortion
-        self._sent.count_up(message, x.shape)
-        return message, quantized
+        return quantized
 
     def _project(self, levels: Tensor) -> Tensor:
         with torch.autocast(levels.device.type, enabled=False):

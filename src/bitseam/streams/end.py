@@ -59,11 +59,6 @@ class End(nn.Module):
         codec = self.codec(rate)
         return codec if isinstance(codec, EntropyUniform) else None
 
-    def known(self) -> list[dict[str, bytes]]:
-        """What codes are read with beside tables, as it travels: fields of `Statistics`, those that belong together in
-        one dictionary."""
-        return []
-
     def most_bytes(self, shape: Sequence[int]) -> int:
         """Of a payload of features or a gradient of this shape (..., C), at any rate."""
         return max(codec.payload_bytes(shape) for codec in (*self._rates, self.gradient_codec))

@@ -38,7 +38,7 @@ class Receiver(End):
             self.projection.calibrate(_tensor(told.mean, torch.float32), _tensor(told.std, torch.float32))
 
     def known(self) -> list[dict[str, bytes]]:
-        """What codes are read with, as `Sender.known` of the other side has it."""
+        """What codes are read with beside tables, as `Sender.known` has it of the other end."""
         projection = self.projection
         if not isinstance(projection, LevelProjection):
             return []

@@ -78,7 +78,7 @@ class Sender(End):
 
     def news(self, quantized: Quantized) -> pb.Statistics | None:
         """What the other side must know to read these codes and does not: statistics in use, tables that pay."""
-        news = self.untold()
+        news = self.untold(self._told)
         if self.renew(quantized) and (codec := self.entropy_codec(self.rate)) is not None:
             news.tables.add(rate=self.rate, frequencies=codec.table_bytes())
         if not news.ListFields():
@@ -86,12 +86,12 @@ class Sender(End):
         news.stream = self.number
         return news
 
-    def untold(self) -> pb.Statistics:
-        """Statistics and directions in use that the other side has not been told; from now on it has."""
+    def untold(self, told: dict[str, bytes]) -> pb.Statistics:
+        """Statistics and directions in use that are not in `told`, by field; they are then put there."""
         news = pb.Statistics()
         for parts in self.known():
-            if any(self._told.get(part) != raw for part, raw in parts.items()):
-                self._told |= parts
+            if any(told.get(part) != raw for part, raw in parts.items()):
+                told |= parts
                 news.MergeFrom(pb.Statistics(**parts))  # type: ignore[arg-type]
         return news
 
