@@ -46,13 +46,13 @@ class Outgoing:
         told: what the reader has, as of `known`; the other side has what earlier messages told.
         """
         sender, rate, told = self._sender, self._sender.rate, self._told if told is None else told
-        news = sender.untold(told)
+        coded, news = sender.encode(quantized), sender.untold(told)
         for name, raw in _tables(sender, rate).items():
             if told.get(name) != raw:
                 told[name] = raw
                 news.tables.add(rate=rate, frequencies=raw)
         self._count += 1
-        forward = pb.Forward(step=self._count, streams=[sender.encode(quantized)])
+        forward = pb.Forward(step=self._count, streams=[coded])
         if news.ListFields():
             forward.news.streams.add().CopyFrom(news)
         body = forward.SerializeToString(deterministic=True)

@@ -64,7 +64,7 @@ def unseal(raw: bytes, kind: int, stream: bytes, what: str) -> Message:
         raise MalformedError(f"{what}: {len(raw)} bytes that are no message of a stream, or were damaged on the way")
     tag, came, of, about = _HEAD.unpack_from(raw)
     if came != kind:
-        raise StateError(f"{what}: a message of {_KINDS.get(came, 'another kind')} where {_KINDS[kind]} is due")
+        raise StateError(f"{what}: a message of {_KINDS.get(came, 'another kind')} where one of {_KINDS[kind]} is due")
     if of != stream:
         raise WireError(
             f"{what}: this message is of another stream ({of.hex()}, where this one is {stream.hex()}): both ends need "
