@@ -10,6 +10,7 @@ from typing import Any, get_args
 import pytest
 import torch
 from stream_models import (
+    FAMILY,
     FLOATS,
     IDENTITY,
     QUANTIZED,
@@ -27,6 +28,7 @@ from bitseam.api.sent import Sent
 from bitseam.api.stream import Keys
 from bitseam.codecs import BUILT_IN
 from bitseam.config import QuantizerName
+from bitseam.wire import messages_pb2 as pb
 
 
 @family
@@ -180,3 +182,43 @@ def test_gradients_come_back_in_any_order() -> None:
     torch.stack([(number + 1) * whole(one) for number, one in enumerate(again)]).sum().backward()
     for one, due in zip(x, again, strict=True):
         torch.testing.assert_close(one.grad, due.grad)
+
+
+def test_the_distortion_is_weighed_as_the_keywords_say() -> None:
+    parts = []
+    for weight in (0.0, 0.25, 0.5):
+        model = Model({"distortion_weight": weight})
+        model.stream.calibrate(model.first(batch(0)))
+        model.eval()
+        model.stream(model.first(batch(0)))
+        parts.append(model.stream.distortion)
+        assert torch.equal(parts[-1], weight * model.stream.sender(model.first(batch(0))).distortion)
+    assert parts[2] > parts[1] > parts[0] == 0
+    parts[2].backward()
+    assert model.first[0].weight.grad is not None
+
+
+def test_training_draws_a_rate_for_each_batch_and_evaluation_has_its_own() -> None:
+    model = Model(FAMILY["rate-fsq"] | {"rate": 1})
+    as_built = model.stream.sender.codec(1).table_bytes()
+
+    def rates(count: int) -> list[int]:
+        messages = [model.stream.encode(model.first(batch(step))) for step in range(count)]
+        return [pb.Forward.FromString(message[25:]).streams[0].rate for message in messages]
+
+    model.stream.calibrate(model.first(batch(0)))
+    model.eval()
+    told = pb.Forward.FromString(model.stream.encode(model.first(batch(0)))[25:]).news.streams[0].tables
+    assert [table.rate for table in told] == [1]
+    assert told[0].frequencies != as_built  # of each rate, learned in calibration
+    model.train()
+    assert set(rates(16)) == {0, 1}
+    model.eval()
+    assert set(rates(3)) == {1}
+
+
+def test_calibrating_anew_forgets_samples_at_both_ends() -> None:
+    model = Model(FAMILY["delta"])
+    for _ in range(2):
+        in_one(model, steps=2)
+        model.stream.calibrate(model.first(batch(0)))
