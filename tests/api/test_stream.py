@@ -149,9 +149,10 @@ def test_the_first_batch_of_training_calibrates_and_no_other() -> None:
     assert stream.sender.quantizer.training
 
 
-def test_gradients_gather_over_micro_batches_though_statistics_move_on_between() -> None:
+@pytest.mark.parametrize("keys", [{}, {"quantizer": "rate-fsq", "levels": 5, "codec": "entropy-uniform"}])
+def test_gradients_gather_over_micro_batches_though_statistics_move_on_between(keys: dict[str, Any]) -> None:
     """All forwards come first: autograd must not see statistics of later batches."""
-    together, apart = Model({"gradient": "fp32"}), Model({"gradient": "fp32"})
+    together, apart = Model(keys | {"gradient": "fp32"}), Model(keys | {"gradient": "fp32"})
     for model in (together, apart):
         model.stream.calibrate(model.first(batch(0)).detach())
     means = []

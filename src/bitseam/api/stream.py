@@ -85,7 +85,6 @@ class Stream(nn.Module):
         self._what, self._guard, self._sent = f"stream {name!r}", Guard(f"stream {name!r}"), Sent()
         self._out, self._in = Outgoing(self.sender, self._what), Incoming(self.receiver, self._what)
         self._under_way()
-        self.register_load_state_dict_post_hook(_loaded)
 
     @property
     def sent(self) -> Sent:
@@ -313,8 +312,3 @@ class _Crossing(torch.autograd.Function):
             stream._sent.count_down(back, (*gradient.shape[:-1], stream.width))
             coded = stream._out.about(back)[1]
             return stream.sender.gradient(coded, Quantized(gradient, gradient)), None, None
-
-
-def _loaded(stream: Stream, _: object) -> None:
-    """What the other side was told may be another thing than what has just been loaded."""
-    stream.retell()
