@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from dataclasses import fields
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 from conftest import load_benchmark
 from typer.testing import CliRunner
 
+from bitseam import errors
 from bitseam.cli.main import app
 from bitseam.codecs import BUILT_IN
 from bitseam.config import STREAMS, QuantizerName, Stream, load_recipe
@@ -22,11 +25,48 @@ ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
-def test_readme_snippet_runs(capsys: pytest.CaptureFixture[str]) -> None:
-    snippets = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    assert len(snippets) == 1
-    exec(compile(snippets[0], "README.md", "exec"), {})
-    assert capsys.readouterr().out == "4,608 bytes instead of 73,728 at fp16; back to (8, 16, 288)\n"
+def snippets(page: str) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
+
+
+def shown_output(page: str) -> list[str]:
+    return re.findall(r"```\n\n```\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
+
+
+def test_readme_snippet_for_a_model_of_ones_own_prints_what_it_says(capsys: pytest.CaptureFixture[str]) -> None:
+    (snippet,) = snippets("README.md")
+    assert len(snippet.splitlines()) <= 20
+    names: dict[str, Any] = {}
+    exec(compile(snippet, "README.md", "exec"), names)
+    printed = capsys.readouterr().out.strip()
+    assert f"This prints `{printed}`" in (ROOT / "README.md").read_text()
+    sent = names["sent"]
+    assert f"{sent.total / 1e6:.2f} MB instead of {sent.fp16 / 1e6:.1f} MB at fp16" in printed
+    assert abs(sent.total / 1e4 - round(sent.total / 1e4)) < 0.45  # so that another machine rounds alike
+    assert 2 * 100 * 64 * 16 * 16 * 2 / 8 < sent.total < sent.fp16 == 2 * 100 * 64 * 16 * 64 * 2
+
+
+def test_the_streams_page_compares_codecs_by_a_loop(capsys: pytest.CaptureFixture[str]) -> None:
+    loop, _ = snippets("docs/stream.md")
+    exec(compile(loop, "stream.md", "exec"), {})
+    assert capsys.readouterr().out == shown_output("docs/stream.md")[0]
+
+
+def test_the_streams_page_trains_in_two_processes(tmp_path: Path) -> None:
+    _, program = snippets("docs/stream.md")
+    (tmp_path / "two.py").write_text(program)
+    done = subprocess.run(
+        [sys.executable, "two.py"], cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.stdout == shown_output("docs/stream.md")[1], done.stderr
+
+
+def test_the_streams_page_names_every_keyword_and_error() -> None:
+    page = (ROOT / "docs" / "stream.md").read_text()
+    keywords = page.split("## Keywords")[1].split("\n\n")[2]
+    assert re.findall(r"`(\w+)`", keywords) == [field.name for field in fields(Stream)]
+    for name in re.findall(r"`(\w+Error)`", page):
+        assert issubclass(getattr(errors, name), errors.BitseamError), name
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

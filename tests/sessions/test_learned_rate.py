@@ -19,7 +19,7 @@ from bitseam.sessions.client import ClientSession
 from bitseam.sessions.party import ServerParty
 from bitseam.sessions.server import ServerSession
 from bitseam.sessions.terms import terms
-from bitseam.streams import Stream
+from bitseam.streams import End
 from bitseam.text.prompts import Prompter
 from bitseam.train import train
 from bitseam.transport import memory_pair
@@ -30,7 +30,7 @@ def with_contexts(contexts: int) -> dict[str, Any]:
     return {"id": "entropy-uniform", "groups": 16, "contexts": contexts}
 
 
-def codecs(stream: Stream) -> list[Any]:
+def codecs(stream: End) -> list[Any]:
     return [stream.codec(rate) for rate in range(stream.rates)]
 
 

@@ -12,7 +12,7 @@ from bitseam.errors import LimitError, printable
 from bitseam.sessions.averaging import Averaging
 from bitseam.sessions.limits import QUESTIONS, held_bytes, require_rows, session_limits
 from bitseam.sessions.seat import Seat
-from bitseam.streams import Stream, build_streams
+from bitseam.streams import End, build_streams
 from bitseam.streams.coded import encode
 from bitseam.text.batch import TextBatch
 from bitseam.text.symbols import text_message
@@ -46,7 +46,7 @@ def largest(batch: int, words: int, answers: bool) -> TextBatch:
 def test_the_largest_message_of_a_recipe_passes_and_a_larger_one_does_not(tiny: Tiny, changes: dict[str, Any]) -> None:
     recipe = make_recipe(tiny, **({"seam__max_tokens": 10} | changes))
     limits, most = session_limits(recipe, VOCABULARY), recipe.seam.max_tokens
-    streams = build_streams(Stream, recipe.streams, recipe.seam.width)
+    streams = build_streams(End, recipe.streams, recipe.seam.width)
     batch, words = max(recipe.train.batch, QUESTIONS), recipe.text.max_tokens
     assert limits.batch == batch
     assert limits.frame_bytes < 20 * 2**20 < Limits().frame_bytes

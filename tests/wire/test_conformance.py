@@ -12,7 +12,7 @@ from google.protobuf.descriptor import FieldDescriptor
 from wire_examples import GOLDEN
 
 from bitseam.sessions.terms import terms
-from bitseam.streams import Stream, build_streams
+from bitseam.streams import End, build_streams
 from bitseam.text.prompts import Prompter
 from bitseam.transport.grpc import _METHOD, _SERVICE
 from bitseam.wire import VERSION, Limits
@@ -73,7 +73,7 @@ def general(term: str) -> str:
 def test_terms(tiny: Tiny) -> None:
     told = {(name, where) for name, where, _ in table("Terms")}
     recipe = make_recipe(tiny, streams__text={})
-    streams, prompter = build_streams(Stream, recipe.streams, recipe.seam.width), Prompter(recipe.text)
+    streams, prompter = build_streams(End, recipe.streams, recipe.seam.width), Prompter(recipe.text)
     training, asking = (terms(recipe, streams, prompter, weights) for weights in (None, "fresh"))
     found = {(general(name), "both") for name in training.keys() & asking.keys()}
     found |= {(general(name), "TRAIN") for name in training.keys() - asking.keys()}
@@ -83,7 +83,7 @@ def test_terms(tiny: Tiny) -> None:
 
 def test_streams(tiny: Tiny) -> None:
     recipe = make_recipe(tiny, streams__text={})
-    streams = build_streams(Stream, recipe.streams, recipe.seam.width)
+    streams = build_streams(End, recipe.streams, recipe.seam.width)
     assert [row[:2] for row in table("Streams")] == [[name, stream.direction] for name, stream in streams.items()]
 
 

@@ -106,7 +106,7 @@ def _explain(item: Any) -> str:
     if item["type"] == "missing":
         return f"{key}: missing"
     shown = "" if isinstance(item["input"], dict) else f" (got {_shown(item['input'])})"
-    return f"{key}: {printable(item['msg'])}{shown}"
+    return f"{key}: {printable(item['msg'])}{shown}".removeprefix(": ")  # no key: the table as a whole
 
 
 def _shown(value: Any) -> str:

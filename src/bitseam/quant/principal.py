@@ -48,7 +48,7 @@ class PrincipalDirections(RunningStatistics):
         self.require_calibrated()
         if self.training:
             self._follow()
-        components = (z - self.mean) @ self.directions() / self.scale
+        components = (z - self.mean) @ self.directions() / self.scale.clone()  # autograd keeps the copy
         if self.training:
             self.count(z.detach())
         return components

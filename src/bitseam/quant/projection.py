@@ -61,7 +61,7 @@ class LevelProjection(nn.Linear):
 
     def forward(self, levels: Tensor) -> Tensor:
         """Levels (..., C) -> (..., D)."""
-        spread = levels * self.std
+        spread = levels * self.std.clone()  # autograd keeps the copy, while statistics move on
         if self.rotation is not None:
             spread = linear(spread, self.rotation.float() / ONE)
         return linear(spread + self.mean, self.weight, self.bias)

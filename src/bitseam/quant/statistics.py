@@ -89,7 +89,7 @@ class ChannelStatistics(RunningStatistics):
         counting = self.training and not self.frozen
         if counting and self._drift() > self.DRIFT:
             self._use_running()
-        normalised = (z - self.mean) / self.std
+        normalised = (z - self.mean) / self.std.clone()  # autograd keeps the copy, while statistics move on
         if counting:
             self.count(z.detach())
         return normalised

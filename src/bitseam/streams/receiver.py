@@ -11,7 +11,7 @@ from bitseam.codecs.delta import Changes
 from bitseam.errors import CodecError
 from bitseam.quant import LevelProjection
 from bitseam.streams.build import build_projection
-from bitseam.streams.coded import decode, encode
+from bitseam.streams.coded import as_told, decode, encode
 from bitseam.streams.end import End
 from bitseam.wire import messages_pb2 as pb
 
@@ -36,6 +36,13 @@ class Receiver(End):
             self.projection.rotate(_tensor(told.rotation, torch.int8))
         if told.mean:
             self.projection.calibrate(_tensor(told.mean, torch.float32), _tensor(told.std, torch.float32))
+
+    def known(self) -> list[dict[str, bytes]]:
+        """What codes are read with beside tables, as `Sender.known` has it of the other end."""
+        projection = self.projection
+        if not isinstance(projection, LevelProjection):
+            return []
+        return as_told((projection.mean, projection.std), projection.rotation)
 
     def changes(self) -> Changes | None:
         """A memory for the samples of a client, where the codec sends what has changed of each; else None."""

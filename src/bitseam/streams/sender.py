@@ -5,14 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from bitseam import config
 from bitseam.quant import Quantized, RateFSQ
 from bitseam.streams.build import build_quantizer
-from bitseam.streams.coded import decode, encode
+from bitseam.streams.coded import as_told, decode, encode
 from bitseam.streams.end import End
 from bitseam.streams.tables import Fit
 from bitseam.streams.through_codec import ThroughChanges, ThroughCodec
@@ -46,11 +45,11 @@ class Sender(End):
             self.quantizer.use(codec.clip, codec.prices(self.quantizer.channels))
         self.rate = rate
 
-    def begin(self, seed: int, samples: tuple[int, ...] = ()) -> None:
+    def begin(self, seed: int | None, samples: tuple[int, ...] = ()) -> None:
         """Before a batch of training.
 
-        seed: of what a codec draws at random, so that it is the same when a step is taken again. samples: numbers of
-        the images, where a codec sends what has changed of each.
+        seed: of what a codec draws at random, so that it is the same when a step is taken again; None takes PyTorch's
+        own generator. samples: numbers of the images, where a codec sends what has changed of each.
         """
         if isinstance(self.quantizer, ThroughCodec):
             self.quantizer.seed = seed
@@ -79,21 +78,32 @@ class Sender(End):
 
     def news(self, quantized: Quantized) -> pb.Statistics | None:
         """What the other side must know to read these codes and does not: statistics in use, tables that pay."""
-        news = pb.Statistics()
-        for parts in self._statistics():
-            if any(self._told.get(part) != raw for part, raw in parts.items()):
-                self._told |= parts
-                for part, raw in parts.items():
-                    setattr(news, part, raw)
-        if (codec := self.entropy_codec(self.rate)) is not None:
-            renewed = self._fits[self.rate].renewed(codec, codec.counts(quantized.levels))
-            if renewed is not None:
-                self.keep_tables(renewed.table_bytes(), self.rate)
-                news.tables.add(rate=self.rate, frequencies=renewed.table_bytes())
+        news = self.untold(self._told)
+        if self.renew(quantized) and (codec := self.entropy_codec(self.rate)) is not None:
+            news.tables.add(rate=self.rate, frequencies=codec.table_bytes())
         if not news.ListFields():
             return None
         news.stream = self.number
         return news
+
+    def untold(self, told: dict[str, bytes]) -> pb.Statistics:
+        """Statistics and directions in use that are not in `told`, by field; they are then put there."""
+        news = pb.Statistics()
+        for parts in self.known():
+            if any(told.get(part) != raw for part, raw in parts.items()):
+                told |= parts
+                news.MergeFrom(pb.Statistics(**parts))  # type: ignore[arg-type]
+        return news
+
+    def renew(self, quantized: Quantized) -> bool:
+        """Count these codes, and code by new tables from now on where they pay; returns whether they do."""
+        if (codec := self.entropy_codec(self.rate)) is None:
+            return False
+        renewed = self._fits[self.rate].renewed(codec, codec.counts(quantized.levels))
+        if renewed is None:
+            return False
+        self.keep_tables(renewed.table_bytes(), self.rate)
+        return True
 
     def encode(self, quantized: Quantized) -> pb.Coded:
         """Codes as a message, at the rate in use."""
@@ -135,12 +145,6 @@ class Sender(End):
         if isinstance(self.quantizer, ThroughChanges):
             self.quantizer.changes.restore(state)
 
-    def _statistics(self) -> list[dict[str, bytes]]:
+    def known(self) -> list[dict[str, bytes]]:
         """What the other side must know of the quantizer, as it travels; what belongs together."""
-        parts, statistics, rotation = [], self.quantizer.statistics(), self.quantizer.rotation()
-        if statistics is not None:
-            mean, std = (np.ascontiguousarray(t.cpu().numpy(), "<f4").tobytes() for t in statistics)
-            parts.append({"mean": mean, "std": std})
-        if rotation is not None:
-            parts.append({"rotation": rotation.cpu().numpy().tobytes()})
-        return parts
+        return as_told(self.quantizer.statistics(), self.quantizer.rotation())
