@@ -14,7 +14,8 @@ from typer.testing import CliRunner
 
 from bitseam.cli.main import app
 from bitseam.codecs import BUILT_IN
-from bitseam.config import STREAMS, QuantizerName, Stream, load_recipe
+from bitseam.config import QuantizerName, Stream, load_recipe
+from bitseam.config.recipe import STREAMS
 from bitseam.evals.report import summary_markdown
 from bitseam.streams import Sender, build_streams
 

@@ -3,7 +3,6 @@
 from bitseam.config.reading import canonical, load_recipe, parse_recipe
 from bitseam.config.recipe import (
     GRID_CODECS,
-    STREAMS,
     Client,
     Data,
     Lora,
@@ -19,7 +18,6 @@ from bitseam.config.recipe import (
 
 __all__ = [
     "GRID_CODECS",
-    "STREAMS",
     "Client",
     "Data",
     "Lora",
