@@ -22,7 +22,7 @@ from bitseam.console import Terminal, plain
 from bitseam.data.assets import cache_folder
 from bitseam.data.batches import Batches
 from bitseam.data.features import Features, LiveFeatures, StoredFeatures
-from bitseam.data.images import open_image
+from bitseam.data.images import open_crops
 from bitseam.data.kept import keep_rows
 from bitseam.data.rows import Row, listed
 from bitseam.data.survey import Survey
@@ -138,7 +138,7 @@ def run_question(
     if max_new_tokens > (most := recipe.text.most_new_tokens):
         raise ConfigError(f"--max-new-tokens {max_new_tokens}: the server gives {most} at the most (text.max_tokens)")
     row = Row(image, question, "")
-    open_image(image)  # a bad file is told before anything else is loaded
+    open_crops(image, recipe.client.crops)  # a bad file is told before anything else is loaded
     side = ready_client(recipe, locate, "ask", checkpoint or newest(recipe.folder, "client"))
     with open_party(recipe, side, training=False) as party:
         features = LiveFeatures(party.model.vision).of([row.image])

@@ -88,8 +88,8 @@ def require_image(tokens: int, recipe: config.Recipe, positions: int | None) -> 
     if positions is not None and tokens + most > positions:
         raise RefusedError(
             f"the client's images are {tokens} tokens long and text.max_tokens is {most}, together {tokens + most}, "
-            f"but the language model has {positions} positions: lower text.max_tokens on both sides, or merge more of "
-            "an image's tokens into one (client.merge)"
+            f"but the language model has {positions} positions: lower text.max_tokens on both sides, merge more of an "
+            "image's tokens into one (client.merge), or take fewer client.crops"
         )
 
 
