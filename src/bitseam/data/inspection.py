@@ -6,6 +6,7 @@ A file that was good is not read again while its path, size and times are the sa
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
@@ -59,11 +60,11 @@ def inspect_images(images: Iterable[Path], memory: Memory, crops: int = 1, worke
 
 
 def content_of(picture: Image.Image) -> bytes:
-    """SHA-256 of a decoded picture's size and pixels: the same photograph is known again in whatever file it lies, and
-    as a crop of whatever image."""
-    digest = hashlib.sha256(f"{picture.width} {picture.height}\n".encode())
-    digest.update(picture.tobytes())
-    return digest.digest()
+    """SHA-256 of a decoded picture written as a PPM file, which has its size and pixels and nothing else: the same
+    photograph is known again in whatever file it lies, and as a crop of whatever image."""
+    file = io.BytesIO()
+    picture.save(file, "PPM")
+    return hashlib.sha256(file.getbuffer()).digest()
 
 
 def split_content(content: bytes) -> list[bytes]:
