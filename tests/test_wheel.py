@@ -20,6 +20,7 @@ import pytest
 from conftest import Tiny
 from tiny_run import write_tiny_run
 
+from bitseam.cli.machine import free_port
 from bitseam.cli.main import app
 
 ROOT = Path(__file__).parent.parent
@@ -122,7 +123,9 @@ def _normal(name: str) -> str:
 
 
 def _run(command: list[str], folder: Path) -> str:
+    """What a command prints, in a folder where it has its cache, too; it does not see the source."""
     settings = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "COLUMNS")}
+    settings["BITSEAM_CACHE"] = str(folder / "cache")
     done = subprocess.run(command, cwd=folder, env=settings, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
@@ -133,11 +136,11 @@ def _run(command: list[str], folder: Path) -> str:
 def test_an_empty_environment_has_every_command(wheel: Path, tiny: Tiny, tmp_path: Path) -> None:
     """Installed with the pinned versions from the registry, which takes some minutes and 2 GB."""
     venv.create(tmp_path / "venv", with_pip=True)
-    bin, folder = tmp_path / "venv" / "bin", tmp_path / "empty"
+    programs, folder = tmp_path / "venv" / "bin", tmp_path / "empty"
     folder.mkdir()
-    _run([str(bin / "pip"), "install", "-q", "-c", str(ROOT / "constraints.txt"), "torch", str(wheel)], folder)
-    assert _run([str(bin / "python"), "-c", IMPORT_ALL], folder).startswith(str(tmp_path / "venv"))
-    bitseam = str(bin / "bitseam")
+    _run([str(programs / "pip"), "install", "-q", "-c", str(ROOT / "constraints.txt"), "torch", str(wheel)], folder)
+    assert _run([str(programs / "python"), "-c", IMPORT_ALL], folder).startswith(str(tmp_path / "venv"))
+    bitseam = str(programs / "bitseam")
     assert "new" in _run([bitseam, "--help"], folder)
     for command in app.registered_commands:
         assert command.callback is not None
@@ -147,5 +150,5 @@ def test_an_empty_environment_has_every_command(wheel: Path, tiny: Tiny, tmp_pat
     write_tiny_run(folder, tiny).unlink()
     models = ["--vision", tiny.vision, "--language", tiny.language]
     _run([bitseam, "new", "mine", *models, "--train", "rows.jsonl", "--test", "rows.jsonl"], folder)
-    address = ["--set", "network.address=localhost:0"]
+    address = ["--set", f"network.address=localhost:{free_port()}"]
     assert "nothing is wrong" in _run([bitseam, "check", "mine.toml", *address], folder)
