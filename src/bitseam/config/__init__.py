@@ -15,6 +15,7 @@ from bitseam.config.recipe import (
     Text,
     Train,
 )
+from bitseam.config.shipped import find_recipe, shipped_recipes
 
 __all__ = [
     "GRID_CODECS",
@@ -30,6 +31,8 @@ __all__ = [
     "Text",
     "Train",
     "canonical",
+    "find_recipe",
     "load_recipe",
     "parse_recipe",
+    "shipped_recipes",
 ]

@@ -13,6 +13,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from bitseam.config.recipe import Recipe
+from bitseam.config.shipped import find_recipe
 from bitseam.errors import ConfigError, printable
 
 _MOST_FAULTS = 20  # that an error names
@@ -22,11 +23,12 @@ _DEEP_KEY = re.compile(r"""(?:\.[ \t]*(?:[\w-]+|"(?:[^"\\\n]|\\.)*"|'[^'\n]*')[ 
 
 
 def load_recipe(path: str | Path, overrides: Mapping[str, Any] | None = None, plan: str | Path | None = None) -> Recipe:
-    """Read a recipe; `plan`, a fragment of one, is laid over it, and over both `overrides`: dotted keys to values.
+    """Read a recipe, by its path or by the name of one that comes with Bitseam; `plan`, a fragment of one, is laid over
+    it, and over both `overrides`: dotted keys to values.
 
     Raises ConfigError that names the file and each wrong key.
     """
-    raw = _read(path)
+    raw = _read(find_recipe(path))
     if plan is not None:
         _lay_over(raw, _read(plan))
         path = f"{path} with {plan}"

@@ -27,7 +27,7 @@ from bitseam.models.vision.llava import LlavaTower, LlavaVision
 from bitseam.models.vision.pictures import cut_into_crops, middle, upright_rgb
 from bitseam.models.vision.proof import check_takes_images, prove_llava, prove_tower
 from bitseam.models.vision.tower import Cut, PatchTower, set_training
-from bitseam.models.weights import Loaded, load_float32
+from bitseam.models.weights import Loaded, errors_of, load_float32
 
 
 class VisionHalf(nn.Module):
@@ -140,17 +140,36 @@ def load_vision_half(settings: config.Client, width: int) -> VisionHalf:
     cannot be cut or does not fit.
     """
     name = f"client.checkpoint {settings.checkpoint!r}"
-    try:
+    with errors_of(name):
         cfg = AutoConfig.from_pretrained(settings.checkpoint, trust_remote_code=False)
-        name = f"{name} ({cfg.model_type})"
+    with errors_of(f"{name} ({cfg.model_type})"):
         half = (_from_llava if cfg.model_type == "llava" else _from_tower)(settings, width, cfg)
-    except ModelError as error:
-        raise ModelError(f"{name}: {error}") from error
-    except Exception as error:  # whatever another's code raises on anyone's files
-        raise ModelError(f"{name} cannot be loaded: {first_sentence(error)}") from error
     if not settings.tune_vision:
         half.tower.requires_grad_(False)
     return half.train()
+
+
+def suiting_pictures(checkpoint: str) -> tuple[int, int] | None:
+    """`client.image_size` and `client.merge` that suit a tower, by its configuration and image processor alone, without
+    its weights. None for a LLaVA, which brings both.
+
+    Pictures are as large as the processor makes them, cut to whole patches. Neighbouring tokens are merged where the
+    configuration tells that there is an even number along an edge: one patch size, one width, no stages. Raises
+    ModelError where the checkpoint is neither, or its configuration or processor cannot be read.
+    """
+    with errors_of(f"client.checkpoint {checkpoint!r}"):
+        cfg = AutoConfig.from_pretrained(checkpoint, trust_remote_code=False)
+        if cfg.model_type == "llava":
+            return None
+        with torch.device("meta"):
+            check_takes_images(_vision(AutoModel.from_config(cfg)))
+        side, _ = own_framing(_processor(checkpoint))
+    tower = getattr(cfg, "vision_config", cfg)
+    patch = getattr(tower, "patch_size", None)
+    if not isinstance(patch, int) or not isinstance(getattr(tower, "hidden_size", None), int):
+        return side, 1
+    staged = hasattr(tower, "depths")
+    return side - side % patch, 1 if staged or side // patch % 2 else 2
 
 
 def _from_tower(settings: config.Client, width: int, cfg: Any) -> VisionHalf:
@@ -179,7 +198,7 @@ def _from_llava(settings: config.Client, width: int, cfg: Any) -> VisionHalf:
 def _processor(checkpoint: str) -> Any:
     try:
         return AutoImageProcessor.from_pretrained(checkpoint, trust_remote_code=False)
-    except Exception as error:  # as in `load_vision_half`
+    except Exception as error:  # as in `errors_of`
         why = "it needs torchvision: pip install torchvision" if "torchvision" in str(error) else first_sentence(error)
         raise ModelError(f"its image processor, preprocessor_config.json, cannot be loaded: {why}") from error
 
