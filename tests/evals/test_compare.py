@@ -106,6 +106,21 @@ def test_questions_of_one_image_count_as_one() -> None:
     assert (few["high"] - few["low"]) * 2.5 < ten["high"] - ten["low"]
 
 
+def test_tasks_about_the_same_images_are_no_more_than_one_of_them(quick: None) -> None:
+    """Of two tasks with the same answers, about the same images and about others."""
+    right = [counted(60 + number, 100, number) for number in range(2)]
+    widths = []
+    for others in (0, 100):
+        images = {"a": list(range(100)), "b": list(range(others, 100 + others))}
+        sides = [Marks(name, "", images, {0: {"a": of, "b": of}}) for name, of in zip("ab", right, strict=True)]
+        found = compare(*sides)
+        assert found.mean.points.value == pytest.approx(found.tasks["a"].points.value)
+        widths.append(found.mean.points.high - found.mean.points.low)
+    alone = found.tasks["a"].points
+    assert widths[0] == pytest.approx(alone.high - alone.low, rel=0.1)
+    assert widths[1] == pytest.approx(widths[0] / math.sqrt(2), rel=0.1)
+
+
 def test_results_are_the_same_each_time(quick: None) -> None:
     assert compare(*two_tasks()) == compare(*two_tasks())
 

@@ -220,7 +220,8 @@ def test_answers_have_a_verdict_in_every_form(report: dict[str, Any], folder: Pa
     report = answered(report)
     points = (801 - 812 + coded - 461 + 733 - 724) / 30
     told = rf"{re.escape(f'{points:+.1f}')} points \([+-]\d+\.\d to [+-]\d+\.\d\)"
-    assert re.fullmatch(rf"{BEGINS}, and is {verdict} on the mean of 3 tasks: {told}\.", headline(report))
+    of_interval = told.replace(r" \(", ", 95 % interval ").removesuffix(r"\)")
+    assert re.fullmatch(rf"{BEGINS}, and is {verdict} on the mean of 3 tasks: {of_interval}\.", headline(report))
     row = next(line for line in summary_markdown(report).splitlines() if line.startswith("| mean of the tasks"))
     assert re.search(rf"\| {told}, McNemar's p (under )?0\.\d+; {verdict}, one seed \|$", row)
     text = Page(write_html(report, folder)).text

@@ -51,8 +51,9 @@ def headline(report: Report) -> str:
     ratio = _compared(coded, fp16, "fewer bytes than", "more bytes than", "as many bytes as", 1)
     sent = f"The coded run sent {ratio} fp16, up and down together"
     if found.comparison:
-        points = _points(found.comparison.mean.points)
-        return f"{sent}, and is {found.comparison.verdict} on the mean of {len(found.tasks)} tasks: {points}."
+        of = found.comparison.mean.points
+        told = f"{signed(of.value)} points, 95 % interval {signed(of.low)} to {signed(of.high)}"
+        return f"{sent}, and is {found.comparison.verdict} on the mean of {len(found.tasks)} tasks: {told}."
     means = " and ".join(f"{found.means[v].value:.1f} % {v}" for v in VARIANTS)
     return f"{sent}; the mean accuracy of {len(found.tasks)} tasks was {means}."
 
