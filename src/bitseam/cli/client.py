@@ -97,6 +97,7 @@ def _run_training(recipe: config.Recipe, locate: Locate) -> signal.Signals | Non
         ledger, socket = party.session.ledger, party.session.socket_bytes()
         summary = {
             "run": party.session.run,
+            "seed": recipe.seed,
             "steps": recipe.train.steps,
             "train_seconds": seconds,
             "up_bytes": ledger.total("up").bytes,

@@ -25,6 +25,8 @@ from bitseam.data.assets import fetch, path_of
 from bitseam.data.cifar_questions import CLASSES, write_questions
 from bitseam.data.rows import Row, read_rows
 from bitseam.errors import BitseamError
+from bitseam.evals.compare import compare
+from bitseam.evals.marks import mark, packed
 from bitseam.evals.report import summary_table, write_html
 from bitseam.runs.folders import writable
 from bitseam.transport import make_certificates
@@ -68,7 +70,10 @@ def run_demo(out: Path, settings: list[str]) -> None:
             if variant == "coded":
                 report["asked"] = [_ask(row, options, out, report["commands"]) for row in _one_of_each(tests)]
         _gather(report, variant, out / variant)
-    answers = {variant: _summary(out / variant, "client")["answers"] for variant in ("fp16", "coded")}
+    ends = {variant: _summary(out / variant, "client") for variant in ("fp16", "coded")}
+    answers = {variant: end["answers"] for variant, end in ends.items()}
+    coded, fp16 = (mark(variant, ends[variant]["seed"], tests, answers[variant]) for variant in ("coded", "fp16"))
+    report |= {"marks": packed([coded, fp16]), "comparison": compare(coded, fp16).as_json()}
     report["samples"] = [
         {**_shown(tests[i], out), "fp16": answers["fp16"][i], "coded": answers["coded"][i]} for i in _spread(tests)
     ]
