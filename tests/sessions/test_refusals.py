@@ -153,6 +153,16 @@ def test_weights_that_are_not_finite_are_the_clients_fault(tiny: Tiny) -> None:
         split.client._connection.exchange(sent, pb.Averaged)
 
 
+def test_an_average_of_no_step_is_the_clients_fault(tiny: Tiny) -> None:
+    recipe = make_recipe(tiny, train__sharing="averaged", train__clients=2)
+    with (
+        pytest.raises(RefusedError, match=r"\(bad message\): average of step 0: no step is whole"),
+        pair(recipe) as split,
+    ):
+        sent = pb.Average(weights=pb.Coded(shape=[1], payload=bytes(4)))
+        split.client._connection.exchange(sent, pb.Averaged)
+
+
 def test_a_loss_that_is_not_finite_is_the_servers_own(tiny: Tiny) -> None:
     recipe = make_recipe(tiny)
     with pytest.raises(RefusedError, match=r"\(server error\): the loss of step 1 is nan"), pair(recipe) as split:
