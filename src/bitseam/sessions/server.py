@@ -192,10 +192,10 @@ class ServerSession:
         seat = self._require_seat()
         if message.step != seat.step:
             raise WireError(f"average of step {message.step} where {seat.step} is the last whole one")
-        if not message.step:
-            raise WireError("average of step 0: no step is whole yet")
         with theirs():
             weights = decode(_WEIGHTS, message.weights, tuple(message.weights.shape), "weights", torch.device("cpu"))
+        if not message.step:
+            raise WireError("average of step 0: no step is whole yet")
         mean, clients = self._party.averaging.average(seat, int(message.step), weights)
         self._peer.send(pb.Averaged(step=message.step, weights=encode(_WEIGHTS, mean), clients=clients))
 
