@@ -1,4 +1,7 @@
-PYTHON ?= python3.11
+# The newest Python that Bitseam is tested with. Each is run, as a name on the PATH may stand for nothing, and needs venv.
+SUPPORTED := import sys, ensurepip, venv; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
+PYTHON ?= $(shell for python in python3.13 python3.12 python3.11 python3; do \
+	$$python -c '$(SUPPORTED)' 2>/dev/null && echo $$python && break; done)
 VENV := .venv
 BIN := $(VENV)/bin
 
@@ -52,6 +55,8 @@ tour: $(VENV)/ready
 	$(BIN)/python tests/api/tour.py
 
 $(VENV)/ready: pyproject.toml constraints.txt
+	$(if $(PYTHON),,$(error Bitseam needs Python 3.11, 3.12 or 3.13 with its venv module, and none is on the PATH. \
+		Install one, or name it: make PYTHON=/path/to/python3))
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'

@@ -86,7 +86,7 @@ def with_image(recipe: config.Recipe, **changes: Any) -> config.Recipe:
 
 def stored_features(half: VisionHalf, rows: Sequence[Row]) -> StoredFeatures:
     """Of the rows' images, kept in the cache."""
-    contents = contents_of((row.image for row in rows), Memory(cache_folder() / "checked.sqlite"))
+    contents = contents_of((row.image for row in rows), Memory(cache_folder() / "checked.sqlite"), half.crops)
     return StoredFeatures(half, contents, cache_folder() / "features")
 
 

@@ -87,9 +87,8 @@ def make_batch(recipe: config.Recipe, client: ClientModel) -> tuple[torch.Tensor
     questions = [questions[i % 4] for i in range(recipe.train.batch)]
     images = list(islice((image for image, asked in enumerate(cycle(ASKED)) for _ in range(asked)), recipe.train.batch))
     text = Prompter(recipe.text, locate).batch(questions, ["automobile"] * recipe.train.batch, images)
-    tower = client.vision.tower
     generator = torch.Generator().manual_seed(0)
-    return torch.randn(images[-1] + 1, tower.tokens, tower.width, generator=generator), text
+    return torch.randn(images[-1] + 1, client.vision.tokens, client.vision.tower.width, generator=generator), text
 
 
 def measure(recipe: config.Recipe, rounds: int, steps: int) -> dict:

@@ -6,19 +6,26 @@
 After `make demo`: trains and evaluates the demo's recipe with each point's settings, across two processes over TLS, and
 writes a row a point, seed and task beside those of the demo's own two runs (`coded` and `fp16` at seed 0), whose fp16
 bytes are the ones compared with; and a picture beside FILE. A run that is finished already is read, not repeated. Rows
-of points that are not named stay. Nothing here was tuned on the test questions.
+of points that are not named stay. FILE keeps which questions each run answered rightly (`marks`), and how each point
+compares with fp16 over the seeds that both have (`comparisons`, by `bitseam.evals.compare`); rows from before that
+have no comparison. Nothing here was tuned on the test questions.
 """
 
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 from matplotlib.figure import Figure
 from processes import Settings, about_run, options_of, summary_of, train
 
 from bitseam.cli.machine import circumstances
+from bitseam.data.rows import read_rows
 from bitseam.evals.answers import wilson
+from bitseam.evals.compare import Comparison, compare
+from bitseam.evals.marks import Marks, joined, mark, packed, unpacked
+from bitseam.evals.report import told_difference
 
 LEARNED = {
     "streams.image.quantizer": "rate-fsq",
@@ -46,10 +53,12 @@ POINTS: dict[str, Settings] = {
 def main() -> None:
     options = options_of(__doc__, POINTS)
     report = json.loads((options.demo / "report.json").read_text())
-    kept = json.loads(options.json.read_text())["rows"] if options.json.exists() else []
+    written = json.loads(options.json.read_text()) if options.json.exists() else {"rows": []}
+    questions = read_rows(options.demo / "questions" / "test.jsonl")
     own = ("fp16", "coded")
     points = {(f"demo {name}", 0): (report["traffic"][name], report["commit"]) for name in own}
     tasks = {(f"demo {name}", 0): {task: score[name] for task, score in report["tasks"].items()} for name in own}
+    runs = [replace(side, name=f"demo {name}") for name, side in unpacked(report["marks"]).items()]
     for name in options.points:
         for seed in options.seeds:
             if (f"demo {name}", seed) in points:
@@ -58,6 +67,7 @@ def main() -> None:
             summary = summary_of(run)
             points[f"demo {name}", seed] = summary, about_run(run)["commit"]
             tasks[f"demo {name}", seed] = summary["tasks"]
+            runs.append(mark(f"demo {name}", seed, questions, summary["answers"]))
     fp16 = report["traffic"]["fp16"]
     rows = [
         {
@@ -73,12 +83,35 @@ def main() -> None:
         for (name, seed), (traffic, commit) in points.items()
         for task, score in tasks[name, seed].items()
     ]
-    rows += [row for row in kept if (row["recipe"], row["seed"]) not in points]
+    rows += [row for row in written["rows"] if (row["recipe"], row["seed"]) not in points]
     rows.sort(key=fewer)
-    about = circumstances(report["threads"])
-    options.json.write_text(json.dumps({**about, "points": POINTS, "rows": rows}, indent=1) + "\n")
+    sides = together(runs, unpacked(written["marks"]) if "marks" in written else {})
+    comparisons = compared(sides)
+    figures = {
+        **circumstances(report["threads"]),
+        "points": POINTS,
+        "rows": rows,
+        "marks": packed(list(sides.values())),
+        "comparisons": {name: comparison.as_json() for name, comparison in comparisons.items()},
+    }
+    options.json.write_text(json.dumps(figures, indent=1) + "\n")
     show(rows)
+    for name, comparison in comparisons.items():
+        print(f"{name}, {len(comparison.seeds)} seeds: {told_difference(comparison.mean)}; {comparison.verdict}")
     draw(rows, options.json.with_suffix(".png"))
+
+
+def together(runs: list[Marks], kept: dict[str, Marks]) -> dict[str, Marks]:
+    """Each point's runs of all seeds: these, and those that were kept of other points and seeds."""
+    found = {(run.name, seed): run.at([seed]) for run in [*kept.values(), *runs] for seed in run.seeds}
+    return {name: joined([run for (of, _), run in found.items() if of == name]) for name, _ in found}
+
+
+def compared(sides: dict[str, Marks]) -> dict[str, Comparison]:
+    """Each point against fp16, over the seeds that both have; without those that have none in common."""
+    fp16 = sides["demo fp16"]
+    common = {name: sorted(set(side.seeds) & set(fp16.seeds)) for name, side in sides.items() if side is not fp16}
+    return {name: compare(sides[name].at(seeds), fp16.at(seeds)) for name, seeds in common.items() if seeds}
 
 
 def show(rows: list[dict]) -> None:
@@ -90,15 +123,16 @@ def show(rows: list[dict]) -> None:
 
 
 def draw(rows: list[dict], path: Path) -> None:
-    """Accuracy against how many times fewer bytes than fp16, with 95 % intervals, a panel a task and a dot a run."""
+    """Accuracy against how many times fewer bytes than fp16, a panel a task and a dot a run.
+
+    Each run with the 95 % interval of its own accuracy, over questions; two runs are not compared by whether such
+    intervals overlap.
+    """
     figure = Figure(figsize=(12, 4.5), layout="constrained")
     recipes = list(dict.fromkeys(row["recipe"] for row in rows))
     tasks = list(dict.fromkeys(row["task"] for row in rows))
     for axes, task in zip(figure.subplots(1, len(tasks)), tasks, strict=True):
         of_task = [row for row in rows if row["task"] == task]
-        exact = next(row for row in of_task if (row["recipe"], row["seed"]) == ("demo fp16", 0))
-        low, high = (100 * end for end in wilson(exact["correct"], exact["total"]))
-        axes.axhspan(low, high, color="tab:gray", alpha=0.15, label="fp16, seed 0: 95 % interval")
         for number, recipe in enumerate(recipes):
             runs = [row for row in of_task if row["recipe"] == recipe]
             share = [100 * row["correct"] / row["total"] for row in runs]

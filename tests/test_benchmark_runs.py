@@ -17,6 +17,7 @@ from bitseam import config
 from bitseam.cli.demo import _FP16
 from bitseam.cli.main import _load
 from bitseam.data.rows import read_rows
+from bitseam.evals.marks import mark
 from bitseam.runs.checkpoint import load_pair, load_training, newest
 
 BENCHMARKS = [
@@ -96,6 +97,14 @@ def test_a_run_is_trained_once(processes: ModuleType, demo: Path, run: Path) -> 
     before = (run / "client" / "summary.json").stat()
     assert processes.train(demo, "a point, of ours", POINT, seed=3) == run
     assert (run / "client" / "summary.json").stat() == before
+
+
+def test_a_runs_answers_are_marked_as_they_were_counted(demo: Path, run: Path, processes: ModuleType) -> None:
+    summary = processes.summary_of(run)
+    assert summary["seed"] == 3
+    found = mark("a point", summary["seed"], read_rows(demo / "questions" / "test.jsonl"), summary["answers"])
+    counted = {task: {"correct": int(found.of(task).sum()), "total": found.of(task).size} for task in found.images}
+    assert counted == summary["tasks"]
 
 
 def test_a_trained_point_is_asked_at_each_of_its_rates(

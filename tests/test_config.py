@@ -113,7 +113,7 @@ def test_a_file_that_is_no_recipe_is_named(tmp_path: Path) -> None:
     bad.write_text("name = ")
     with pytest.raises(ConfigError, match=r"bad\.toml: not valid TOML"):
         load_recipe(bad)
-    with pytest.raises(ConfigError, match=r"absent\.toml: cannot read"):
+    with pytest.raises(ConfigError, match=r"absent\.toml: there is no such file"):
         load_recipe(tmp_path / "absent.toml")
 
 

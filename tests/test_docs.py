@@ -17,7 +17,8 @@ from typer.testing import CliRunner
 from bitseam import errors
 from bitseam.cli.main import app
 from bitseam.codecs import BUILT_IN
-from bitseam.config import STREAMS, QuantizerName, Stream, load_recipe
+from bitseam.config import QuantizerName, Stream, load_recipe, shipped_recipes
+from bitseam.config.recipe import STREAMS
 from bitseam.evals.report import summary_markdown
 from bitseam.streams import Sender, build_streams
 
@@ -101,6 +102,11 @@ def test_keys_in_the_guide_are_keys_of_recipes() -> None:
         for name in key.split("."):
             assert hasattr(value, name), key
             value = getattr(value, name)
+
+
+def test_recipes_in_the_guide_are_those_that_come_with_bitseam() -> None:
+    section = (ROOT / "docs" / "guide.md").read_text().split("### Recipes by name")[1].split("###")[0]
+    assert re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE) == sorted(shipped_recipes())
 
 
 def test_the_guides_fewest_bytes_are_those_that_were_measured(tmp_path: Path) -> None:

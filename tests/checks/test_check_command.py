@@ -106,7 +106,7 @@ def test_the_second_start_looks_at_no_image_again(tiny: Tiny, tmp_path: Path, mo
     recipe = write_tiny_run(tmp_path, tiny)
     ready_client(load_recipe(recipe), locate, "train")
     opened: list[Path] = []
-    monkeypatch.setattr("bitseam.data.inspection.open_image", opened.append)
+    monkeypatch.setattr("bitseam.data.inspection.open_crops", lambda path, crops: opened.append(path))
     ready_client(load_recipe(recipe), locate, "train")
     assert opened == []
 

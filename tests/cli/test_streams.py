@@ -70,6 +70,13 @@ def test_O14_a_file_never_gets_the_number_of_a_stream_that_was_closed(tmp_path: 
     assert (tmp_path / "checkpoint").read_text() == ""
 
 
+def test_O14_streams_are_closed_without_a_word_and_their_descriptors_stay() -> None:
+    """In development mode Python tells of faults at its end; from 3.13 on it does so in every mode."""
+    script = "import os, sys; from bitseam.cli import streams; streams.take_over(); print('a'); sys.stdout.close(); "
+    done = shell(f"{sys.executable} -X dev -c \"{script} os.write(1, b'b')\"")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "a\nb", "")
+
+
 @pytest.mark.parametrize(
     "environment",
     [

@@ -10,15 +10,16 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import Tiny, make_recipe
+from PIL import Image
 from test_rows import picture
 
-from bitseam.data import store
+from bitseam.data import features, store
 from bitseam.data.features import LiveFeatures, StoredFeatures, tower_digest
 from bitseam.data.inspection import contents_of
 from bitseam.data.memory import Memory
@@ -41,13 +42,13 @@ def images(tmp_path: Path) -> list[Path]:
 def computed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of the images that a tower runs on."""
     seen: list[str] = []
-    of = LiveFeatures.of
+    open_crops = features.open_crops
 
-    def counted(self: LiveFeatures, images: Sequence[Path]) -> torch.Tensor:
-        seen.extend(image.name for image in images)
-        return of(self, images)
+    def counted(image: Path, crops: int) -> list[Image.Image]:
+        seen.append(image.name)
+        return open_crops(image, crops)
 
-    monkeypatch.setattr(LiveFeatures, "of", counted)
+    monkeypatch.setattr(features, "open_crops", counted)
     return seen
 
 
@@ -57,9 +58,9 @@ def stored(half: VisionHalf, images: Sequence[Path], cache: Path) -> StoredFeatu
 
 def test_stored_features_are_the_live_ones(half: VisionHalf, images: list[Path], tmp_path: Path) -> None:
     live = LiveFeatures(half).of(images[1:])
-    features = stored(half, images, tmp_path / "cache").of(images[1:])
-    assert features.dtype == torch.float32
-    torch.testing.assert_close(features, live, rtol=2e-3, atol=2e-3)  # float16 on the disk
+    kept = stored(half, images, tmp_path / "cache").of(images[1:])
+    assert kept.dtype == torch.float32
+    torch.testing.assert_close(kept, live, rtol=2e-3, atol=2e-3)  # float16 on the disk
 
 
 def test_D8_only_pictures_that_are_new_are_computed(
@@ -154,9 +155,11 @@ def test_D8_values_that_float16_cannot_hold_are_kept_wider(tmp_path: Path, scale
     values[1] *= scale  # of one picture alone
     cache = FeatureStore(tmp_path / "tower", (4, 6))
     names = [bytes([i]) for i in range(3)]
-    cache.fill({name: Path(str(i)) for i, name in enumerate(names)}, lambda paths: values[[int(str(p)) for p in paths]])
+    cache.fill(
+        {name: Path(str(i)) for i, name in enumerate(names)}, lambda new: values[[int(str(p)) for p in new.values()]]
+    )
     for reader in (cache, FeatureStore(tmp_path / "tower", (4, 6))):
-        reader.fill({name: Path() for name in names}, lambda paths: pytest.fail("nothing is missing"))
+        reader.fill({name: Path() for name in names}, lambda new: pytest.fail("nothing is missing"))
         got = torch.from_numpy(reader.read(names))
         assert torch.equal(got[1], values[1])
         torch.testing.assert_close(got, values, rtol=1e-3, atol=1e-6)
@@ -168,7 +171,7 @@ def test_features_that_are_not_finite_are_named(tmp_path: Path) -> None:
     values[1, 2, 3] = torch.nan
     pictures = {bytes([i]): Path(f"{i}.png") for i in range(2)}
     with pytest.raises(NonFiniteError, match=r"1\.png: .* not finite"):
-        FeatureStore(tmp_path / "tower", (4, 6)).fill(pictures, lambda paths: values[: len(paths)])
+        FeatureStore(tmp_path / "tower", (4, 6)).fill(pictures, lambda new: values[: len(new)])
     assert not (tmp_path / "tower").exists()
 
 
@@ -196,9 +199,9 @@ def test_O3_what_does_not_fit_is_refused_before_it_is_computed(
 ) -> None:
     asked: list[int] = []
 
-    def compute(paths: Sequence[Path]) -> torch.Tensor:
-        asked.append(len(paths))
-        return torch.ones(len(paths), 4, 600)
+    def compute(new: Mapping[bytes, Path]) -> torch.Tensor:
+        asked.append(len(new))
+        return torch.ones(len(new), 4, 600)
 
     pictures = {i.to_bytes(2, "big"): Path() for i in range(1000)}
     usage = shutil.disk_usage(tmp_path)
@@ -224,7 +227,7 @@ resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 pictures = {{i.to_bytes(2, "big"): Path() for i in range(1000)}}
 try:
     cache = FeatureStore(Path({str(tmp_path)!r}) / "tower", (4, 600))
-    cache.fill(pictures, lambda paths: torch.ones(len(paths), 4, 600))
+    cache.fill(pictures, lambda new: torch.ones(len(new), 4, 600))
 except DataError as error:
     print(error)
 """
@@ -240,10 +243,10 @@ from pathlib import Path
 from bitseam.data import store
 store._SECONDS = 0  # the index is written after each picture
 pictures = {{i.to_bytes(2, "big"): Path(str(i)) for i in range(100)}}
-def compute(paths):
-    if paths[0] == Path("64"):
+def compute(new):
+    if Path("64") in new.values():
         os.kill(os.getpid(), signal.SIGKILL)
-    return torch.stack([torch.full((4, 6), float(str(path))) for path in paths])
+    return torch.stack([torch.full((4, 6), float(str(path))) for path in new.values()])
 store.FeatureStore(Path({str(tmp_path)!r}) / "tower", (4, 6)).fill(pictures, compute)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
@@ -252,9 +255,9 @@ store.FeatureStore(Path({str(tmp_path)!r}) / "tower", (4, 6)).fill(pictures, com
         assert index.execute("SELECT COUNT(*) FROM pictures").fetchone() == (64,)
     asked: list[int] = []
 
-    def compute(paths: Sequence[Path]) -> torch.Tensor:
-        asked.extend(int(str(path)) for path in paths)
-        return torch.stack([torch.full((4, 6), float(str(path))) for path in paths])
+    def compute(new: Mapping[bytes, Path]) -> torch.Tensor:
+        asked.extend(int(str(path)) for path in new.values())
+        return torch.stack([torch.full((4, 6), float(str(path))) for path in new.values()])
 
     names = [i.to_bytes(2, "big") for i in range(100)]
     cache = FeatureStore(tmp_path / "tower", (4, 6))
@@ -269,9 +272,9 @@ def test_several_processes_use_one_cache_at_once(tmp_path: Path) -> None:
 import sys, time, torch
 from pathlib import Path
 from bitseam.data.store import FeatureStore
-def compute(paths):
+def compute(new):
     time.sleep(.05)
-    return torch.stack([torch.full((4, 6), float(str(path))) for path in paths])
+    return torch.stack([torch.full((4, 6), float(str(path))) for path in new.values()])
 first = int(sys.argv[1])
 names = [i.to_bytes(2, "big") for i in range(first, first + 150)]
 cache = FeatureStore(Path({str(tmp_path)!r}) / "tower", (4, 6))

@@ -128,17 +128,17 @@ def test_files_that_are_no_use_are_refused_whatever_the_policy(tiny: Tiny, promp
 def looked(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     """Names of images that are opened, and prompts that are tokenized."""
     seen: list[str] = []
-    open_image, refused = inspection.open_image, surveys._refused
+    open_crops, refused = inspection.open_crops, surveys._refused
 
-    def opened(path: Path) -> Any:
+    def opened(path: Path, crops: int) -> Any:
         seen.append(path.name)
-        return open_image(path)
+        return open_crops(path, crops)
 
     def tokenized(rows: list[Row], *more: Any) -> str:
         seen.extend(row.question for row in rows)
         return refused(rows, *more)
 
-    monkeypatch.setattr(inspection, "open_image", opened)
+    monkeypatch.setattr(inspection, "open_crops", opened)
     monkeypatch.setattr(surveys, "_refused", tokenized)
     return seen
 

@@ -7,16 +7,20 @@ import json
 import math
 import re
 from html.parser import HTMLParser
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from marked import counted, marks
 from PIL import Image
 from rich.console import Console
 
 from bitseam.errors import DataError
-from bitseam.evals.report import headline, summary_markdown, summary_table, write_html
+from bitseam.evals import compare
+from bitseam.evals.marks import packed
+from bitseam.evals.report import headline, remarks, summary_markdown, summary_table, write_html
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
@@ -94,6 +98,25 @@ REPORT: dict[str, Any] = {
 }
 
 
+def answered(report: dict[str, Any], seeds: int = 1) -> dict[str, Any]:
+    """The report with marks of its counts, shared among so many seeds."""
+    sides = []
+    for number, variant in enumerate(("coded", "fp16")):
+        right: dict[int, dict[str, str]] = {seed: {} for seed in range(seeds)}
+        for task, scores in report["tasks"].items():
+            correct, total = (scores[variant][part] for part in ("correct", "total"))
+            for seed in right:
+                own = correct // seeds + (seed < correct % seeds)
+                right[seed][task] = counted(own, total // seeds, 10 * number + seed)
+        sides.append(marks(variant, right))
+    return report | {"marks": packed(sides)}
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compare, "_DRAWS", 200)
+
+
 @pytest.fixture
 def report() -> dict[str, Any]:
     return copy.deepcopy(REPORT)
@@ -154,6 +177,7 @@ def test_what_a_model_says_stays_text(report: dict[str, Any], folder: Path) -> N
     evil = "<script>alert(1)</script>\"'><img src=x onerror=alert(1)>"
     report["samples"][0]["coded"] = report["asked"][0]["said"] = report["recipe"] = evil
     report["tasks"] = {evil: report["tasks"]["position"]}
+    report = answered(report)
     report["traffic"]["coded"]["ledger"][0]["part"] = evil
     page = Page(write_html(report, folder))
     assert "script" not in {tag for tag, _ in page.tags}
@@ -167,60 +191,92 @@ def test_answers_are_marked_in_words_as_they_are_scored(report: dict[str, Any], 
     assert "coded Cat. ✓ right fp16 cats ✗ wrong truth cat" in Page(write_html(report, folder)).text
 
 
-@pytest.mark.parametrize("coded", [461, 600])
-def test_a_good_result_is_told(report: dict[str, Any], coded: int) -> None:
-    report["tasks"]["position"] |= {
-        "coded": {"correct": coded, "total": 1000},
-        "fp16": {"correct": 461, "total": 1000},
-    }
-    assert headline(report) == (
-        "The coded run sent 8.5 times fewer bytes, up and down together, and answered as well as fp16 "
-        "or better, by its 95 % interval, on 3 of 3 tasks."
-    )
+def given(report: dict[str, Any], task: str, coded: int, fp16: int) -> None:
+    report["tasks"][task] |= {"coded": {"correct": coded, "total": 1000}, "fp16": {"correct": fp16, "total": 1000}}
+
+
+BEGINS = "The coded run sent 8.5 times fewer bytes than fp16, up and down together"
+
+
+def test_counts_alone_have_no_verdict(report: dict[str, Any]) -> None:
+    assert headline(report) == f"{BEGINS}; the mean accuracy of 3 tasks was 66.2 % coded and 66.6 % fp16."
+    assert remarks(report) == [
+        "The report has counts of right answers alone, so that the difference of accuracies cannot be judged."
+    ]
+    for line in summary_markdown(report).splitlines():
+        assert not re.search("inferior|McNemar|inside|above fp16|below fp16", line)
 
 
 @pytest.mark.parametrize(
-    ("task", "coded", "fp16", "words"),
+    ("coded", "verdict"),
     [
-        ("position", 310, 461, "on position it was below fp16's interval (31.0 % against 46.1 %)"),
-        (
-            "existence",
-            515,
-            540,
-            "on existence it was inside fp16's interval, and not above chance (51.5 % against 54.0 %)",
-        ),
-        (
-            "existence",
-            505,
-            510,
-            "on existence it was inside fp16's interval, and neither is above chance (50.5 % against 51.0 %)",
-        ),
-        (
-            "recognition",
-            110,
-            812,
-            "on recognition it was below fp16's interval, and not above chance (11.0 % against 81.2 %)",
-        ),
+        (900, "non-inferior to fp16 at a margin of 1 point"),
+        (461, "not shown to be non-inferior to fp16 at a margin of 1 point"),
+        (100, "inferior to fp16 by more than 1 point"),
     ],
 )
-def test_a_bad_result_is_told(report: dict[str, Any], task: str, coded: int, fp16: int, words: str) -> None:
-    report["tasks"][task] |= {"coded": {"correct": coded, "total": 1000}, "fp16": {"correct": fp16, "total": 1000}}
-    assert headline(report).endswith(f"on 2 of 3 tasks; {words}.")
+def test_answers_have_a_verdict_in_every_form(report: dict[str, Any], folder: Path, coded: int, verdict: str) -> None:
+    given(report, "position", coded, 461)
+    report = answered(report)
+    points = (801 - 812 + coded - 461 + 733 - 724) / 30
+    told = rf"{re.escape(f'{points:+.1f}')} points \([+-]\d+\.\d to [+-]\d+\.\d\)"
+    of_interval = told.replace(r" \(", ", 95 % interval ").removesuffix(r"\)")
+    assert re.fullmatch(rf"{BEGINS}, and is {verdict} on the mean of 3 tasks: {of_interval}\.", headline(report))
+    row = next(line for line in summary_markdown(report).splitlines() if line.startswith("| mean of the tasks"))
+    assert re.search(rf"\| {told}, McNemar's p (under )?0\.\d+; {verdict}, one seed \|$", row)
+    text = Page(write_html(report, folder)).text
+    assert f"On the mean of the tasks coded is {verdict}." in text
+    assert text.count("One seed of each side: the intervals are over questions alone") == 2
 
 
-@pytest.mark.parametrize(("up", "words"), [(800_111_920, "2.0 times more bytes"), (267_400_000, "as many bytes")])
+def test_several_seeds_have_their_spread_and_no_caution(report: dict[str, Any], folder: Path) -> None:
+    report = answered(report, seeds=4)
+    assert remarks(report) == []
+    lines = summary_markdown(report).splitlines()
+    assert any(re.search(r"McNemar's p 0\.\d+ to [01]\.\d+; not shown .*, 4 seeds \|$", line) for line in lines)
+    spread = next(line for line in lines if line.startswith("| its standard deviation over seeds | "))
+    assert re.search(r"\| \d\.\d\d points \| \d\.\d\d points \|  \|$", spread)
+    text = Page(write_html(report, folder)).text
+    assert "over 4 seeds and the photographs" in text
+    assert "One seed" not in text
+
+
+@pytest.mark.parametrize(
+    ("coded", "fp16", "words"),
+    [
+        (515, 540, "On existence, coded is not above chance (51.5 % against 54.0 %)."),
+        (505, 510, "On existence, neither is above chance (50.5 % against 51.0 %)."),
+    ],
+)
+def test_tasks_not_above_chance_are_named(report: dict[str, Any], coded: int, fp16: int, words: str) -> None:
+    """To be as good as chance is no result, whatever the comparison says."""
+    given(report, "existence", coded, fp16)
+    for found in (report, answered(report)):
+        assert remarks(found)[1:] == [words]
+        row = next(line for line in summary_markdown(found).splitlines() if line.startswith("| existence"))
+        assert row.endswith(words.removeprefix("On existence, ").split(" (")[0] + " |")
+
+
+def test_marks_must_be_those_that_were_counted(report: dict[str, Any]) -> None:
+    report = answered(report)
+    report["tasks"]["position"]["coded"]["correct"] = 453
+    words = "on position, coded has 453 right answers of 1000 in `tasks`, and 452 of 1000 in `marks`"
+    with pytest.raises(DataError, match=words):
+        headline(report)
+    del report["tasks"]["position"]
+    with pytest.raises(DataError, match="only one of `marks` and `tasks` has position"):
+        headline(report)
+    del report["marks"]["right"]["fp16"]
+    with pytest.raises(DataError, match="`marks` are of coded; they must be of coded and fp16"):
+        headline(report)
+
+
+@pytest.mark.parametrize(
+    ("up", "words"), [(800_111_920, "2.0 times more bytes than"), (267_400_000, "as many bytes as")]
+)
 def test_no_saving_is_told(report: dict[str, Any], up: int, words: str) -> None:
     report["traffic"]["coded"] |= {"up_bytes": up, "down_bytes": 265_448_216}
-    assert headline(report).startswith(f"The coded run sent {words}, up and down together,")
-
-
-@pytest.mark.parametrize("correct", [0, 7, 50, 999, 1000])
-@pytest.mark.parametrize("total", [1000, 1003, 1009])
-def test_equal_runs_are_inside_each_others_interval(report: dict[str, Any], correct: int, total: int) -> None:
-    """Also at none and all right, where the interval ends at the accuracy itself."""
-    same = {"correct": correct + (total - 1000 if correct == 1000 else 0), "total": total}
-    report["tasks"] = {"recognition": {"coded": same, "fp16": same, "chance": 0.1}}
-    assert "inside fp16's interval" in summary_markdown(report)
+    assert headline(report).startswith(f"The coded run sent {words} fp16, up and down together;")
 
 
 def test_the_markdown_has_the_reports_numbers(report: dict[str, Any]) -> None:
@@ -231,11 +287,8 @@ def test_the_markdown_has_the_reports_numbers(report: dict[str, Any]) -> None:
         assert cells[f"bytes {way}"] == [f"{a / 1e6:.2f} MB", f"{b / 1e6:.1f} MB", f"{b / a:.2f} times fewer"]
     assert cells["bytes both ways"] == ["62.99 MB", "532.8 MB", "8.46 times fewer"]
     assert cells["on the socket, TLS and all"] == ["64.61 MB", "534.4 MB", "8.27 times fewer"]
-    assert cells["position, chance 10.0 %"] == [
-        "45.2 % (42.1 to 48.3)",
-        "46.1 % (43.0 to 49.2)",
-        "inside fp16's interval",
-    ]
+    assert cells["position, chance 10.0 %"] == ["45.2 % (42.1 to 48.3)", "46.1 % (43.0 to 49.2)", ""]
+    assert cells["mean of the tasks"] == ["66.2 %", "66.6 %", ""]
     assert cells["training"] == ["412 s", "432 s", "1.05 times shorter"]
     assert cells["peak memory, server"] == ["901.1 MB", "903.8 MB", "about the same"]
     assert len({line.count("|") for line in lines}) == 1
@@ -243,7 +296,8 @@ def test_the_markdown_has_the_reports_numbers(report: dict[str, Any]) -> None:
 
 def test_the_terminals_table_is_the_markdowns(report: dict[str, Any]) -> None:
     report["tasks"]["[red]odd|task"] = report["tasks"]["position"]
-    console = Console(width=200)
+    report = answered(report)
+    console = Console(width=300)
     with console.capture() as captured:
         console.print(summary_table(report))
     shown = [
@@ -271,6 +325,19 @@ def test_a_missing_image_is_named(report: dict[str, Any], folder: Path) -> None:
     (folder / report["samples"][4]["image"]).unlink()
     with pytest.raises(DataError, match=report["samples"][4]["image"]):
         write_html(report, folder)
+
+
+def test_the_page_fits_a_phone_and_paper(report: dict[str, Any], folder: Path) -> None:
+    """Wide tables scroll by themselves; on paper nothing has to be scrolled or opened, or is white on black."""
+    path = write_html(answered(report), folder)
+    source, page = path.read_text(encoding="utf-8"), Page(path)
+    assert ("meta", {"name": "viewport", "content": "width=device-width, initial-scale=1"}) in page.tags
+    for before, (tag, attrs) in pairwise(page.tags):
+        if tag == "table" and "loose" not in (attrs.get("class") or ""):
+            assert "scroll" in (before[1].get("class") or "")
+    _, printed = source.split("@media print {")
+    for rule in ("--paper: #fff", "overflow: visible", "white-space: pre-wrap", "details::details-content", "break-"):
+        assert rule in printed
 
 
 def test_a_run_of_one_step_has_a_page(report: dict[str, Any], folder: Path) -> None:

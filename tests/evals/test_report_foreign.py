@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from rich.console import Console
-from test_report import REPORT, Page, folder  # noqa: F401  (a fixture)
+from test_report import REPORT, Page, _quick, answered, folder  # noqa: F401  (fixtures)
 
 from bitseam.errors import printable
 from bitseam.evals.report import summary_markdown, summary_table, write_html
@@ -28,12 +28,12 @@ def hostile(request: pytest.FixtureRequest) -> tuple[str, dict[str, Any]]:
     report["asked"][0] |= {"question": text, "said": text}
     report["commands"] = report["versions"]["torch"] = report["recipe"] = text
     report["traffic"]["coded"]["ledger"][0]["part"] = text
-    return text, report
+    return text, answered(report)
 
 
 def test_D12_the_page_shows_what_is_written(hostile: tuple[str, dict[str, Any]], folder: Path) -> None:  # noqa: F811
     text, report = hostile
-    plain = Page(write_html(copy.deepcopy(REPORT), folder))
+    plain = Page(write_html(answered(copy.deepcopy(REPORT)), folder))
     page = Page(write_html(report, folder))
     source = (folder / "report.html").read_text(encoding="utf-8")
     assert {tag for tag, _ in page.tags} == {tag for tag, _ in plain.tags}

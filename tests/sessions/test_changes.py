@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from breaking import Server, client_killed_at, same, server_killed_at, trained
 from conftest import Tiny, make_recipe
 from pairs import QUESTIONS, batches, pair
-from test_reconnect import Server, same, trained
 
 from bitseam import config
 from bitseam.codecs.delta import Changes
@@ -69,25 +69,6 @@ def test_a_link_that_breaks_changes_nothing(tiny: Tiny, tmp_path: Path, where: s
     assert server.dialled > 8
 
 
-def server_killed_at(server: Server, at: int) -> None:
-    """Killed once a message is sent, the first after the Hello being 1, and started anew."""
-    sent = 0
-
-    def breaks(here: str) -> bool:
-        nonlocal sent
-        sent += here == "after it was sent"
-        if here == "after it was sent" and sent == at + 1:
-            for thread in server.threads[:-1]:
-                thread.join()
-            server.party.save = lambda seat: None  # a killed one writes no more
-            server.party.compute.submit(int).result()
-            server.start()
-            return True
-        return False
-
-    server.breaks = breaks
-
-
 @pytest.mark.parametrize("at", [1, 2, 3, 4, 7, 8, 9, 13])
 def test_a_server_that_begins_anew_changes_nothing(tiny: Tiny, tmp_path: Path, at: int) -> None:
     recipe = recipe_in(tiny, tmp_path / "whole")
@@ -112,32 +93,12 @@ def test_a_server_of_several_clients_that_begins_anew_is_sent_whole_images_again
     assert server.dialled > 1
 
 
-class Killed(BaseException):
-    pass
-
-
-def killed_at(server: Server, at: int) -> None:
-    sent = 0
-
-    def breaks(here: str) -> bool:
-        nonlocal sent
-        sent += here == "before it was received"
-        if here == "before it was received" and sent == at + 1:
-            raise Killed
-        return False
-
-    server.breaks = breaks
-    with pytest.raises(Killed):
-        trained(server)
-    server.breaks = lambda here: False
-
-
 @pytest.mark.parametrize("at", [2, 4, 7, 9])
 def test_a_client_that_begins_anew_changes_nothing(tiny: Tiny, tmp_path: Path, at: int) -> None:
     recipe = recipe_in(tiny, tmp_path / "whole")
     undisturbed = trained(Server(recipe))
     server = Server(replace(recipe, out=str(tmp_path / "anew")))
-    killed_at(server, at)
+    client_killed_at(server, at)
     assert same(trained(server), undisturbed)
 
 
@@ -149,7 +110,7 @@ def test_one_of_several_clients_that_begins_anew_sends_whole_images_again(tiny: 
         train(session, recipes["b"], batches(recipes["b"], session))
         assert same(mine(session).state(), server.party.samples("b")["image"].state())
     server.name, server.recipe = "a", recipes["a"]
-    killed_at(server, 9)
+    client_killed_at(server, 9)
     with server.client(recipes["a"]) as session:
         train(session, recipes["a"], batches(recipes["a"], session))
         theirs = server.party.samples("a")["image"].state()

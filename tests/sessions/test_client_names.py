@@ -9,13 +9,13 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from breaking import Server, recipe_in, trained
 from conftest import Tiny
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import NameOID
-from test_reconnect import Server, recipe_in, trained
 
 from bitseam.errors import ConfigError, TransportError
 from bitseam.serve.metrics import Metrics, publish

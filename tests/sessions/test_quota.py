@@ -7,9 +7,9 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
+from breaking import Server
 from conftest import Tiny, make_recipe
 from pairs import batches
-from test_reconnect import Server
 
 from bitseam.errors import BitseamError, ConfigError, QuotaError, RefusedError
 from bitseam.sessions.ledger import Ledger

@@ -6,19 +6,15 @@ of their own: tests/cli.
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from functools import partial
+from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
-import torch
+from breaking import Server, client_killed_at, recipe_in, same, server_killed_at, trained
 from conftest import Tiny, make_recipe
-from pairs import QUESTIONS, RATE, batches, weights
-from torch import Tensor
+from pairs import QUESTIONS, batches
 
 from bitseam import config
 from bitseam.errors import (
@@ -29,121 +25,14 @@ from bitseam.errors import (
     TransportError,
     UntrustedError,
 )
-from bitseam.runs.checkpoint import build_client, folder_of, held
-from bitseam.sessions.client import ClientSession
+from bitseam.runs.checkpoint import folder_of
 from bitseam.sessions.connection import Connection
 from bitseam.sessions.ledger import Ledger
 from bitseam.sessions.party import ServerParty
-from bitseam.sessions.server import ServerSession
-from bitseam.sessions.terms import terms
 from bitseam.text.prompts import Prompter
 from bitseam.train import train
-from bitseam.transport import Channel, memory_pair
+from bitseam.transport import Channel
 from bitseam.wire import messages_pb2 as pb
-
-
-class Breaking(Channel):
-    """Another channel, until `breaks` says so: a frame then vanishes on its way, and the channel with it."""
-
-    def __init__(self, whole: Channel, breaks: Callable[[str], bool]) -> None:
-        self.peer, self.name = whole.peer, whole.name
-        self._whole, self._breaks = whole, breaks
-
-    @property
-    def gone(self) -> bool:
-        return self._whole.gone
-
-    def send(self, frame: bytes) -> None:
-        self._break("before it was sent")
-        self._whole.send(frame)
-        self._break("after it was sent")
-
-    def receive(self, timeout: float | None = None) -> bytes:
-        frame = self._whole.receive(timeout)
-        self._break("before it was received")
-        return frame
-
-    def close(self) -> None:
-        self._whole.close()
-
-    def socket_bytes(self) -> tuple[int, int] | None:
-        return self._whole.socket_bytes()
-
-    def _break(self, where: str) -> None:
-        if self._breaks(where):
-            self._whole.close()
-            raise PeerGoneError(f"broken {where}")
-
-
-@dataclass
-class Server:
-    """A server that can be killed and started again; each connection breaks where it is told to."""
-
-    recipe: config.Recipe
-    breaks: Callable[[str], bool] = lambda where: False
-    failures: list[BaseException] = field(default_factory=list)
-    threads: list[threading.Thread] = field(default_factory=list)
-    dialled: int = 0
-    name: str = ""  # of the client that dials
-
-    def __post_init__(self) -> None:
-        self.start()
-
-    def start(self) -> None:
-        self.party = ServerParty(self.recipe, str)
-
-    def dial(self) -> Channel:
-        left, right = memory_pair(self.name)
-        session = ServerSession(self.party, right)
-        self.dialled += 1
-
-        def serve() -> None:
-            try:
-                session.run()
-            except BitseamError as error:
-                self.failures.append(error)
-            finally:
-                right.close()
-
-        self.threads.append(threading.Thread(target=serve))
-        self.threads[-1].start()
-        return Breaking(left, self.breaks)
-
-    @contextmanager
-    def client(self, recipe: config.Recipe | None = None, training: bool = True) -> Iterator[ClientSession]:
-        """A client process, as it were: fresh weights, and a session that is open."""
-        recipe = recipe or self.recipe
-        torch.manual_seed(recipe.seed)
-        model, prompter = build_client(recipe, str), Prompter(recipe.text)
-        agreed = terms(recipe, model.senders(), prompter, None if training else "fresh")
-        try:
-            with ClientSession(model, self.dial, prompter.vocabulary, patience=20) as session:
-                session.open(agreed, training, partial(held, recipe, "client"))
-                yield session
-        finally:
-            for thread in self.threads:
-                thread.join(timeout=30)
-                assert not thread.is_alive()
-
-
-def trained(server: Server) -> dict[str, Tensor]:
-    with server.client() as session:
-        train(session, server.recipe, batches(server.recipe, session))
-        return weights(session.model) | weights(server.party.model)
-
-
-def recipe_in(tiny: Tiny, out: Path, **changes: object) -> config.Recipe:
-    """What remembers most: statistics, directions and tables that follow the features, at two rates."""
-    common = {
-        "train__accumulate": 2,
-        "train__calibrate": 2,
-        "streams__image": RATE | {"rates": (1, 2), "codec": {"id": "entropy-uniform", "contexts": 3}},
-    }
-    return make_recipe(tiny, **common, **changes, out=str(out))
-
-
-def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
 @pytest.mark.parametrize("where", ["before it was sent", "after it was sent", "before it was received"])
@@ -175,45 +64,18 @@ def test_a_server_that_begins_anew_changes_nothing(tiny: Tiny, tmp_path: Path, a
     """Killed at each message of a run in turn, calibration and checkpoints among them."""
     recipe = recipe_in(tiny, tmp_path / "whole")
     undisturbed = trained(Server(recipe))
-    sent = 0
-
-    def breaks(here: str) -> bool:
-        nonlocal sent
-        sent += here == "after it was sent"
-        if here == "after it was sent" and sent == at + 1:  # the first is the Hello
-            for thread in server.threads[:-1]:
-                thread.join()
-            server.party.save = lambda seat: None  # a killed one writes no more
-            server.party.compute.submit(int).result()  # what it was at is done, and forgotten
-            server.start()
-            return True
-        return False
-
-    server = Server(replace(recipe, out=str(tmp_path / "anew")), breaks)
+    server = Server(replace(recipe, out=str(tmp_path / "anew")))
+    server_killed_at(server, at)
     assert same(trained(server), undisturbed)
-    assert sent > at + 1
+    assert server.dialled > 1
 
 
 @pytest.mark.parametrize("at", range(1, 13))
 def test_a_client_that_begins_anew_changes_nothing(tiny: Tiny, tmp_path: Path, at: int) -> None:
     recipe = recipe_in(tiny, tmp_path / "whole")
     undisturbed = trained(Server(recipe))
-
-    class Killed(BaseException):
-        pass
-
-    sent = 0
-
-    def breaks(here: str) -> bool:
-        nonlocal sent
-        sent += here == "before it was received"
-        if here == "before it was received" and sent == at + 1:
-            raise Killed
-        return False
-
-    server = Server(replace(recipe, out=str(tmp_path / "anew")), breaks)
-    with pytest.raises(Killed):
-        trained(server)
+    server = Server(replace(recipe, out=str(tmp_path / "anew")))
+    client_killed_at(server, at)
     assert same(trained(server), undisturbed)
 
 
@@ -234,7 +96,7 @@ def test_an_old_connection_has_no_say_once_its_client_is_back(tiny: Tiny, tmp_pa
         old.calibrate(features, text)
         with server.client() as session:
             session.calibrate(features, text)
-            with pytest.raises(RefusedError, match="its client has begun another"):
+            with pytest.raises(RefusedError, match="its client has come back through another"):
                 old.step(1, 0, True, features, text)
             session.step(1, 0, True, features, text)
             server.party.compute.submit(int).result()  # the step is taken after its answer is sent

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from breaking import Server, recipe_in, trained
 from conftest import Tiny, make_recipe
-from test_reconnect import Server, recipe_in, trained
 from typer.testing import CliRunner
 
 from bitseam.cli.main import app

@@ -38,7 +38,7 @@ _BETWEEN_STEPS = ("ask()", "stream()", "evaluate()", "save()")  # what a callbac
 class Client:
     """Holds the vision half and the images, with a session to the server that has the language half.
 
-    >>> with Client.open("recipes/demo.toml") as client:
+    >>> with Client.open("demo") as client:
     ...     print(client.ask("photo.png", "What is in the picture?"))
 
     Calls raise ClosedError after `close`, and BusyError where another thread is in one, or from inside of one. From a

@@ -18,19 +18,21 @@ def load_recipe(
     plan: str | Path | None = None,
     apply_threads: bool = False,
 ) -> config.Recipe:
-    """What a run is: a recipe's file or its tables, with dotted keys laid over it.
+    """What a run is: a recipe's file, its name where it comes with Bitseam, or its tables; dotted keys are laid over it.
 
     overrides: such as {"train.steps": 10}. plan: a plan.toml of `bitseam plan`, laid over the recipe and under them.
     apply_threads: have this process use `threads` of the recipe from now on; before torch is imported is best. Raises
     ConfigError that names the file and each key that is wrong, those of streams' codecs and of addresses among them,
     and UsageError for a source of another type.
 
-    >>> recipe = load_recipe("recipes/demo.toml", {"train.steps": 100, "network.address": "localhost:0"})
+    >>> recipe = load_recipe("demo", {"train.steps": 100, "network.address": "localhost:0"})
     """
     from bitseam.transport import split_address
 
     if not isinstance(source, str | Path | Mapping):
-        raise UsageError(f"a recipe is a file's path, or its tables; this is {type(source).__name__}")
+        raise UsageError(
+            f"a recipe is a file's path, the name of one that comes with Bitseam, or tables; this is {type(source).__name__}"
+        )
     where = "the recipe" if isinstance(source, Mapping) else str(source)
     recipe = config.load_recipe(source, overrides, plan)
     try:

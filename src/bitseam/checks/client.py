@@ -15,6 +15,7 @@ from bitseam.checks.places import room_for_checkpoints, state_of
 from bitseam.data.assets import cache_folder, require_cache
 from bitseam.data.rows import listed
 from bitseam.data.survey import Survey, survey
+from bitseam.errors import ConfigError
 from bitseam.evals import answer_room
 from bitseam.models.client import ClientModel
 from bitseam.models.device import choose_device
@@ -108,7 +109,15 @@ def _half(recipe: config.Recipe, locate: Locate, checkpoint: Path | None) -> tup
     if checkpoint is None:
         model, identity = build_client(recipe, locate), Identity("", 0)
     else:
-        model, _, identity = load_client(checkpoint, locate, recipe.streams)
+        model, trained, identity = load_client(checkpoint, locate, recipe.streams)
+        if trained.client.crops != recipe.client.crops:
+            raise ConfigError(f"client.crops is {recipe.client.crops}, but {checkpoint} has {trained.client.crops}")
+    if model.vision.tokens > recipe.seam.max_tokens:
+        raise ConfigError(
+            f"an image has {model.vision.tokens} tokens, and seam.max_tokens is {recipe.seam.max_tokens}: raise that "
+            "on both sides, merge more tokens into one (client.merge), or take fewer client.crops or a smaller "
+            "client.image_size"
+        )
     return model.to(choose_device(recipe.device)), identity
 
 

@@ -16,7 +16,7 @@ from rich.table import Table
 from bitseam import config
 from bitseam.api.client import Client
 from bitseam.console import Terminal, plain
-from bitseam.data.images import open_image
+from bitseam.data.images import open_crops
 from bitseam.errors import ConfigError, printable
 from bitseam.evals import wilson
 from bitseam.runs.byproducts import Byproduct
@@ -51,6 +51,7 @@ def _train(client: Client, recipe: config.Recipe) -> signal.Signals | None:
     sent, received, socket = client.sent, client.received, client.socket_bytes
     summary = {
         "run": client.run,
+        "seed": recipe.seed,
         "steps": recipe.train.steps,
         "train_seconds": seconds,
         "up_bytes": sent.bytes,
@@ -87,9 +88,9 @@ def run_question(
     """`bitseam ask`: print the answer as it comes."""
     if max_new_tokens > (most := recipe.text.most_new_tokens):
         raise ConfigError(f"--max-new-tokens {max_new_tokens}: the server gives {most} at the most (text.max_tokens)")
-    image = open_image(path)  # a bad file is told before anything else is loaded
+    open_crops(path, recipe.client.crops)  # a bad file is told before anything else is loaded
     with Client.open(recipe, checkpoint) as client:
-        answer = client.stream(image, question, max_new_tokens)
+        answer = client.stream(path, question, max_new_tokens)
         for piece in answer:
             _write(piece)
         _write("\n")

@@ -19,17 +19,19 @@ from typing import Any
 import torch
 
 from bitseam.cli.machine import circumstances, free_port
-from bitseam.config import Recipe, load_recipe
+from bitseam.config import Recipe, find_recipe, load_recipe
 from bitseam.console import Terminal
 from bitseam.data.assets import fetch, path_of
 from bitseam.data.cifar_questions import CLASSES, write_questions
 from bitseam.data.rows import Row, read_rows
 from bitseam.errors import BitseamError
+from bitseam.evals.compare import compare
+from bitseam.evals.marks import mark, packed
 from bitseam.evals.report import summary_table, write_html
 from bitseam.runs.folders import writable
 from bitseam.transport import make_certificates
 
-RECIPE = Path("recipes/demo.toml")
+RECIPE = "demo"  # by name: it comes with Bitseam
 _FP16 = ["streams.image={quantizer = 'none', codec = 'fp16', gradient = 'fp16'}"]
 _CHANCE = {"recognition": 1 / len(CLASSES), "position": 1 / len(CLASSES), "existence": 0.5}
 _TRAIN, _TEST = 7000, 1000  # photographs
@@ -64,11 +66,14 @@ def run_demo(out: Path, settings: list[str]) -> None:
         stdout.rule(variant)
         shutil.rmtree(out / variant, ignore_errors=True)  # a run that is there would be gone on with, not measured
         with _server(out / variant, options, report["commands"]):
-            _run(["train", str(RECIPE), *_sets(options)], report["commands"])
+            _run(["train", RECIPE, *_sets(options)], report["commands"])
             if variant == "coded":
                 report["asked"] = [_ask(row, options, out, report["commands"]) for row in _one_of_each(tests)]
         _gather(report, variant, out / variant)
-    answers = {variant: _summary(out / variant, "client")["answers"] for variant in ("fp16", "coded")}
+    ends = {variant: _summary(out / variant, "client") for variant in ("fp16", "coded")}
+    answers = {variant: end["answers"] for variant, end in ends.items()}
+    coded, fp16 = (mark(variant, ends[variant]["seed"], tests, answers[variant]) for variant in ("coded", "fp16"))
+    report |= {"marks": packed([coded, fp16]), "comparison": compare(coded, fp16).as_json()}
     report["samples"] = [
         {**_shown(tests[i], out), "fp16": answers["fp16"][i], "coded": answers["coded"][i]} for i in _spread(tests)
     ]
@@ -82,7 +87,7 @@ def run_demo(out: Path, settings: list[str]) -> None:
 def _server(folder: Path, options: list[str], commands: list[str]) -> Iterator[None]:
     """`bitseam serve` in a process of its own, its output in a file, stopped as an operator would stop it."""
     folder.mkdir(parents=True, exist_ok=True)
-    command = _command(["serve", str(RECIPE), *_sets(options)], commands)
+    command = _command(["serve", RECIPE, *_sets(options)], commands)
     with (folder / "server.log").open("w") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log)
         try:
@@ -111,7 +116,7 @@ def _sets(options: list[str]) -> list[str]:
 
 
 def _ask(row: Row, options: list[str], out: Path, commands: list[str]) -> dict[str, str]:
-    words = ["ask", str(row.image), row.question, "--recipe", str(RECIPE), *_sets(options)]
+    words = ["ask", str(row.image), row.question, "--recipe", RECIPE, *_sets(options)]
     return {**_shown(row, out), "said": _run(words, commands, capture=True).strip()}
 
 
@@ -154,5 +159,5 @@ def _empty(recipe: Recipe) -> dict[str, Any]:
         **circumstances(recipe.threads or torch.get_num_threads()),
         **places,
         "commands": [],
-        "recipe": RECIPE.read_text(),
+        "recipe": find_recipe(RECIPE).read_text(),
     }

@@ -19,7 +19,9 @@ from bitseam.errors import BitseamError, ConfigError, printable
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 
-RecipePath = Annotated[Path, typer.Argument(help="A recipe, such as recipes/demo.toml.")]
+RecipePath = Annotated[
+    Path, typer.Argument(help="A recipe's file, or the name of one that comes with Bitseam, such as demo.")
+]
 Set = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key, as in train.steps=10.")
 ]
@@ -130,6 +132,21 @@ def questions(
 
 
 @app.command()
+def new(
+    name: Annotated[str, typer.Argument(help="The recipe's name; NAME.toml is written into this folder.")],
+    vision: Annotated[str | None, typer.Option(help="Vision checkpoint: an asset, a folder or a hub id.")] = None,
+    language: Annotated[str | None, typer.Option(help="Language checkpoint: an asset, a folder or a hub id.")] = None,
+    train: Annotated[str, typer.Option(help="JSON Lines of rows to train on.")] = "train.jsonl",
+    test: Annotated[str, typer.Option(help="JSON Lines of rows to ask after the training; none by default.")] = "",
+) -> None:
+    """Write a recipe for your own model and data, with each key explained."""
+    from bitseam.api.recipes import locate
+    from bitseam.cli.new import run_new
+
+    run_new(name, locate, vision, language, train, test)
+
+
+@app.command()
 def check(
     recipe: RecipePath,
     side: Annotated[str | None, typer.Option(help="Look at this side alone: client or server.")] = None,
@@ -178,9 +195,7 @@ def evaluate(recipe: RecipePath, set_: Set = None, plan: Plan = None, checkpoint
 def ask(
     image: Annotated[Path, typer.Argument(help="An image file. It stays here; its codes go to the server.")],
     question: Annotated[str, typer.Argument()],
-    recipe: Annotated[Path, typer.Option(help="The recipe that the pair was trained with.")] = Path(
-        "recipes/demo.toml"
-    ),
+    recipe: Annotated[Path, typer.Option(help="The recipe that the pair was trained with.")] = Path("demo"),
     set_: Set = None,
     plan: Plan = None,
     checkpoint: Checkpoint = None,

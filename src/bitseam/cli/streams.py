@@ -25,9 +25,6 @@ class _Descriptor(io.FileIO):
             self.lost = self.lost or error
             return size
 
-    def close(self) -> None:
-        """Descriptors 1 and 2 stay, for child processes and C libraries."""
-
 
 def take_over() -> None:
     """Have standard output and error accept all that is printed, in every encoding, with or without a reader.
@@ -55,5 +52,6 @@ def lost_output() -> OSError | None:
 
 def _stream(before: TextIO | None, descriptor: int) -> TextIO:
     encoding = before.encoding if before is not None else "utf-8"
+    # closefd=False: descriptors 1 and 2 stay open, for child processes and C libraries.
     raw = io.BufferedWriter(_Descriptor(descriptor, "w", closefd=False))
     return io.TextIOWrapper(raw, encoding, "backslashreplace", line_buffering=True, write_through=True)

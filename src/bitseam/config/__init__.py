@@ -3,7 +3,6 @@
 from bitseam.config.reading import canonical, load_recipe, parse_recipe, parse_stream
 from bitseam.config.recipe import (
     GRID_CODECS,
-    STREAMS,
     Client,
     Data,
     Lora,
@@ -16,10 +15,10 @@ from bitseam.config.recipe import (
     Text,
     Train,
 )
+from bitseam.config.shipped import find_recipe, shipped_recipes
 
 __all__ = [
     "GRID_CODECS",
-    "STREAMS",
     "Client",
     "Data",
     "Lora",
@@ -32,7 +31,9 @@ __all__ = [
     "Text",
     "Train",
     "canonical",
+    "find_recipe",
     "load_recipe",
     "parse_recipe",
     "parse_stream",
+    "shipped_recipes",
 ]

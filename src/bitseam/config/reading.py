@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 from pydantic import TypeAdapter, ValidationError
 
 from bitseam.config.recipe import Recipe, Stream
+from bitseam.config.shipped import find_recipe
 from bitseam.errors import ConfigError, printable
 
 T = TypeVar("T")
@@ -28,15 +29,15 @@ def load_recipe(
     overrides: Mapping[str, Any] | None = None,
     plan: str | Path | None = None,
 ) -> Recipe:
-    """Read a recipe, a file or tables; `plan`, a fragment of one, is laid over it, and over both `overrides`: dotted
-    keys to values.
+    """Read a recipe, a file, tables, or by the name of one that comes with Bitseam; `plan`, a fragment of one, is laid
+    over it, and over both `overrides`: dotted keys to values.
 
     Raises ConfigError that names the file and each wrong key.
     """
     if isinstance(source, Mapping):
         raw, where = deepcopy(dict(source)), "the recipe"
     else:
-        raw, where = _read(source), str(source)
+        raw, where = _read(find_recipe(source)), str(source)
     if plan is not None:
         _lay_over(raw, _read(plan))
         where = f"{where} with {plan}"

@@ -54,11 +54,12 @@ class Client:
 
     checkpoint: an asset of `bitseam assets`, a folder, or a model hub id; a vision tower that takes images alone
     (DINOv2, SigLIP, ViT, Swin, ConvNeXt, ...), or a LLaVA 1.5.
-    The keys up to `connector_hidden` are for vision towers; a LLaVA checkpoint brings its own.
+    The keys up to `connector_hidden` are for vision towers; a LLaVA checkpoint brings its own, and takes no crops.
     """
 
     checkpoint: Name
-    image_size: Count = 224  # pixels, the processor's framing scaled to them
+    image_size: Count = 224  # pixels, the processor's framing scaled to them; of each crop, where images are cut
+    crops: Count = 1  # an image is cut into crops x crops pictures, which the tower encodes each alone
     hidden_layer: int = -1  # which hidden state of the tower, as in `output_hidden_states`
     merge: Count = 1  # merge x merge neighbouring patch tokens become one
     connector_hidden: Count | None = None  # width between the two layers; the language model's width by default

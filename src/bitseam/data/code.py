@@ -19,6 +19,6 @@ def _digest(patterns: tuple[str, ...], *packages: str) -> str:
 
 
 _PICTURES = ("data/images.py", "models/weights.py", "models/vision/*.py")
-PICTURE_CODE = _digest(_PICTURES, "pillow")  # file -> image
+PICTURE_CODE = _digest((*_PICTURES, "data/inspection.py"), "pillow")  # file -> image, and what it is known by
 TOWER_CODE = _digest(_PICTURES, "pillow", "torch", "transformers")  # file -> features
 PROMPT_CODE = _digest(("text/*.py",), "tokenizers", "transformers")  # row -> tokens

@@ -14,7 +14,7 @@ from PIL import Image, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile, get_sampling, jpeg_factory
 
 from bitseam.errors import DataError, first_sentence, printable
-from bitseam.models.vision.pictures import quiet, reduction, upright_rgb
+from bitseam.models.vision.pictures import cut_into_crops, quiet, reduction, upright_rgb
 
 # Millions of pixels, such that each decoder stays below 1 GB and 10 s, by what it was measured to take for a pixel.
 MOST_MEGAPIXELS = {
@@ -58,6 +58,18 @@ def open_image(path: Path) -> Image.Image:
         raise DataError(f"{name}: not a readable image of the formats {', '.join(MOST_MEGAPIXELS)}") from error
     except Exception as error:  # decoders raise anything
         raise DataError(f"{name}: not a readable image: {first_sentence(error)}") from error
+
+
+def open_crops(path: Path, crops: int) -> list[Image.Image]:
+    """The crops x crops pictures that an image file is cut into (`bitseam.models.vision.pictures.cut_into_crops`).
+
+    Raises DataError that names the file, as `open_image` does.
+    """
+    image = open_image(path)
+    try:
+        return cut_into_crops(image, crops)
+    except DataError as error:
+        raise DataError(f"{printable(str(path))}: {error}") from error
 
 
 def _open(file: BinaryIO) -> Image.Image:

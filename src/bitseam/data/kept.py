@@ -19,8 +19,8 @@ def keep_rows(
 ) -> None:
     """Write both files, after a run that has begun in the folder is found to have the same rows.
 
-    contents: of each image, a digest of its file. Raises DataError that names the rows that were left out since then,
-    or are there again.
+    contents: of each image, as `bitseam.data.inspection` has them. Raises DataError that names the rows that were
+    left out since then, or are there again.
     """
     digest = digest_of((contents[row.image], row.question, row.answer) for row in rows)
     now = {"rows": len(rows), "digest": digest}

@@ -24,12 +24,11 @@ from typing import Any
 
 import numpy as np
 
-from bitseam.data.images import open_image
 from bitseam.errors import DataError
 
 _STOPPING = (signal.SIGTERM, signal.SIGHUP)
 
-Pixels = Callable[[Sequence[Any]], Any]  # B images -> tensor (B, 3, H, W)
+Pixels = Callable[[Sequence[Path]], Any]  # image files -> tensor (pictures, 3, S, S)
 
 
 class _Worker(SpawnProcess):
@@ -63,7 +62,7 @@ def lost_worker() -> DataError:
 
 
 class Loader:
-    """Pixels of coming micro-batches, decoded and resized ahead by `workers` processes, at least one.
+    """Pixels of coming micro-batches, read by `pixels` ahead of time in `workers` processes, at least one.
 
     A set of images that was not expected is prepared when it is asked for; what comes is the same either way.
     """
@@ -81,7 +80,7 @@ class Loader:
                 self._coming[images] = self._submit(images)
 
     def of(self, images: Sequence[Path]) -> np.ndarray:
-        """B images -> (B, 3, H, W). Raises DataError that names a bad file, or says that a worker was killed."""
+        """What `pixels` makes of the images. Raises DataError that names a bad file, or tells of a killed worker."""
         future = self._coming.pop(tuple(images), None) or self._submit(tuple(images))
         try:
             return future.result()
@@ -135,4 +134,4 @@ def _take(pixels: Pixels) -> None:
 
 
 def _load(images: Sequence[Path]) -> np.ndarray:
-    return _pixels([open_image(image) for image in images]).numpy()
+    return _pixels(images).numpy()

@@ -1,4 +1,5 @@
-"""Features of pictures on the disk: fixed-size records in two growing files, and an index of them in SQLite.
+"""Features of pictures on the disk: fixed-size records in two growing files, and an index of them in SQLite. A crop of
+an image is a picture of its own.
 
     FOLDER/float16   FOLDER/float32   records; float32 where float16 would lose more than rounding
     FOLDER/index                      which picture is which record of which file
@@ -30,7 +31,7 @@ from bitseam.errors import DataError, NonFiniteError
 
 log = logging.getLogger(__name__)
 
-_BATCH = 32  # images a pass; small enough for a laptop's caches
+_BATCH = 32  # pictures a pass; small enough for a laptop's caches
 _SECONDS = 2.0  # between two times that the index is written
 _ENTRY = 128  # bytes of a picture in the index, at most
 _INDEX = 1 << 16  # bytes of an empty index, and what SQLite needs to change it
@@ -40,17 +41,18 @@ _LOSS = 1e-3  # of a picture's features, by their norm; rounding alone loses at 
 
 
 class FeatureStore:
-    """Records of shape (M, Dv) by content of a picture. Methods raise DataError that names the folder."""
+    """Records of shape (m, Dv) by content of a picture. Methods raise DataError that names the folder."""
 
     def __init__(self, folder: Path, shape: tuple[int, int]) -> None:
         self._folder, self._shape = folder, shape
         self._sizes = {name: shape[0] * shape[1] * dtype.itemsize for name, dtype in _TYPES.items()}
         self._records: dict[str, dict[bytes, int]] = {name: {} for name in _TYPES}
 
-    def fill(self, pictures: Mapping[bytes, Path], compute: Callable[[Sequence[Path]], Tensor]) -> None:
-        """Have a record of each content. compute: I images -> (I, M, Dv), asked for those that are not there.
+    def fill(self, pictures: Mapping[bytes, Path], compute: Callable[[Mapping[bytes, Path]], Tensor]) -> None:
+        """Have a record of each content. pictures: with each, an image file that shows it.
 
-        Says what it will take before it takes it. Raises NonFiniteError where the tower gives such features.
+        compute: such contents and files -> (pictures, m, Dv), asked for those that are not there. Says what it will
+        take before it takes it. Raises NonFiniteError where the tower gives such features.
         """
         with self._named_errors():
             self._find_what_is_there(pictures)
@@ -65,7 +67,7 @@ class FeatureStore:
                             shutil.rmtree(self._folder, ignore_errors=True)
 
     def read(self, contents: Sequence[bytes]) -> np.ndarray:
-        """I contents that `fill` was given -> (I, M, Dv) float32."""
+        """Contents that `fill` was given -> (pictures, m, Dv) float32."""
         out = np.empty((len(contents), *self._shape), np.float32)
         with self._named_errors():
             for i, content in enumerate(contents):
@@ -95,7 +97,10 @@ class FeatureStore:
                 self._records[row[0]][content] = row[1]
 
     def _append(
-        self, index: sqlite3.Connection, pictures: Mapping[bytes, Path], compute: Callable[[Sequence[Path]], Tensor]
+        self,
+        index: sqlite3.Connection,
+        pictures: Mapping[bytes, Path],
+        compute: Callable[[Mapping[bytes, Path]], Tensor],
     ) -> None:
         contents = list(pictures)
         with _Writer(self._folder, index, self._sizes) as writer:
@@ -103,7 +108,7 @@ class FeatureStore:
             console, few = Terminal(stderr=True), len(starts) < 2
             for start in track(starts, "vision features", console=console, disable=few, transient=True):
                 batch = contents[start : start + _BATCH]
-                features = compute([pictures[content] for content in batch]).float().cpu()
+                features = compute({content: pictures[content] for content in batch}).float().cpu()
                 assert features.shape[1:] == self._shape
                 finite = features.isfinite().flatten(1).all(1).tolist()
                 if not all(finite):
@@ -208,7 +213,7 @@ class _Writer:
 
 
 def _loses_in_half(features: Tensor) -> Tensor:
-    """(I, M, Dv) float32 -> (I,) bool: whether float16 overflows, or is too coarse near zero."""
+    """(pictures, m, Dv) float32 -> (pictures,) bool: whether float16 overflows, or is too coarse near zero."""
     exact = features.double().flatten(1)
     lost = exact - features.half().double().flatten(1)
     return ~(lost.norm(dim=1) <= _LOSS * exact.norm(dim=1))

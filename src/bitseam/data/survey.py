@@ -29,8 +29,8 @@ _CHUNK = 1024  # rows tokenized at a time
 
 @dataclass(frozen=True)
 class Survey:
-    """train, test: the good rows. bad: the others, and files that are unusable as a whole. contents: a digest of the
-    file of each good image, which a feature cache knows it by."""
+    """train, test: the good rows. bad: the others, and files that are unusable as a whole. contents: of each
+    good image digests of its crops, which a feature cache knows them by (`bitseam.data.inspection`)."""
 
     train: list[Row] = field(default_factory=list)
     test: list[Row] = field(default_factory=list)
@@ -59,7 +59,8 @@ def survey(recipe: config.Recipe, prompter: Prompter | None, training: bool = Tr
     train = [(found.train, recipe.data.train, recipe.train.batch)] if training else []
     test = [(found.test, recipe.data.test, 1)] if recipe.data.test else []
     files = [(good, least, Path(path), *scan_rows(path)) for good, path, least in train + test]
-    images = inspect_images((row.image for *_, rows, _ in files for row in rows), memory, recipe.data.workers)
+    shown = (row.image for *_, rows, _ in files for row in rows)
+    images = inspect_images(shown, memory, recipe.client.crops, recipe.data.workers)
     told: dict[tuple[Path, int], BadRow] = {}  # one file may be for both
     for good, least, path, rows, bad in files:
         readable = [row for row in rows if row.image in images.contents]

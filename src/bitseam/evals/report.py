@@ -3,9 +3,10 @@
 Of two runs of one recipe, `coded` and `fp16`, the report states
 
     ratio               (fp16 up + down) / (coded up + down), lengths of serialized frames
-    inside              the coded accuracy lies inside the 95 % Wilson interval of fp16's
+    accuracy            with its 95 % interval: Wilson's for one seed, over seeds and images for several
+    difference          what `bitseam.evals.compare` says of both runs' answers to the same questions, where the report
+                        has them (`marks`); where it has only counts of right answers, nothing is concluded from them
     above chance        the lower end of an accuracy's own interval is above chance
-    held                inside or above, and above chance: only of such tasks does the headline say "as well"
 
 MB is 10^6 bytes. The loss is in nats an answer token.
 """
@@ -15,26 +16,22 @@ from __future__ import annotations
 import base64
 import mimetypes
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, UndefinedError
 from markupsafe import Markup
-from matplotlib.ticker import MaxNLocator
 from rich.table import Table
 
 from bitseam.console import plain
 from bitseam.errors import DataError, printable
-from bitseam.evals.answers import normal, wilson
+from bitseam.evals.answers import normal
+from bitseam.evals.compare import MARGIN, Comparison, Difference, Estimate
+from bitseam.evals.curves import chart
+from bitseam.evals.outcome import VARIANTS, Accuracy, Mean, Report, outcome_of
 
-Report = Mapping[str, Any]
-VARIANTS = ("coded", "fp16")
 _HEADER = ("", *VARIANTS, "coded against fp16")
-_ROUNDING = 1e-9  # the interval of 0 or of all right ends at 0 or 1 only up to float error
 
 
 @contextmanager
@@ -46,80 +43,33 @@ def _complete() -> Iterator[None]:
         raise DataError(f"report.json lacks a field: {fault}; write it anew with `bitseam demo`") from fault
 
 
-@dataclass(frozen=True)
-class Accuracy:
-    """Right answers of one run on one task."""
-
-    correct: int
-    total: int
-    chance: float
-
-    @property
-    def share(self) -> float:
-        return self.correct / max(self.total, 1)
-
-    @property
-    def interval(self) -> tuple[float, float]:
-        return wilson(self.correct, self.total)
-
-    @property
-    def above_chance(self) -> bool:
-        return self.interval[0] > self.chance
-
-
-@dataclass(frozen=True)
-class Task:
-    """Both runs on one task."""
-
-    name: str
-    coded: Accuracy
-    fp16: Accuracy
-
-    @property
-    def place(self) -> str:
-        """Where the coded accuracy lies by fp16's interval: `inside`, `below` or `above` it."""
-        low, high = self.fp16.interval
-        if self.coded.share < low - _ROUNDING:
-            return "below"
-        return "above" if self.coded.share > high + _ROUNDING else "inside"
-
-    @property
-    def held(self) -> bool:
-        return self.place != "below" and self.coded.above_chance
-
-    @property
-    def verdict(self) -> str:
-        """Place and, where it is so, that the coded run or both are not above chance."""
-        chance = ""
-        if not self.coded.above_chance:
-            chance = ", and not above chance" if self.fp16.above_chance else ", and neither is above chance"
-        return f"{self.place} fp16's interval{chance}"
-
-
-def tasks_of(report: Report) -> list[Task]:
-    """The report's tasks, in its order."""
-    return [
-        Task(name, *(Accuracy(task[v]["correct"], task[v]["total"], task["chance"]) for v in VARIANTS))
-        for name, task in report["tasks"].items()
-    ]
+@_complete()
+def headline(report: Report) -> str:
+    """The result in one sentence: bytes, and what the comparison of the answers shows where there is one."""
+    found = outcome_of(report)
+    coded, fp16 = (_frames(report, v) for v in VARIANTS)
+    ratio = _compared(coded, fp16, "fewer bytes than", "more bytes than", "as many bytes as", 1)
+    sent = f"The coded run sent {ratio} fp16, up and down together"
+    if found.comparison:
+        of = found.comparison.mean.points
+        told = f"{signed(of.value)} points, 95 % interval {signed(of.low)} to {signed(of.high)}"
+        return f"{sent}, and is {found.comparison.verdict} on the mean of {len(found.tasks)} tasks: {told}."
+    means = " and ".join(f"{found.means[v].value:.1f} % {v}" for v in VARIANTS)
+    return f"{sent}; the mean accuracy of {len(found.tasks)} tasks was {means}."
 
 
 @_complete()
-def headline(report: Report) -> str:
-    """The result in one sentence; a task where the coded run did not hold is named in it, with its figures."""
-    tasks = tasks_of(report)
-    frames = {v: _frames(report, v) for v in VARIANTS}
-    sentence = (
-        f"The coded run sent {_compared(frames['coded'], frames['fp16'], 'fewer', 'more', 'as many', 1)} bytes, "
-        f"up and down together, and answered as well as fp16 or better, by its 95 % interval, "
-        f"on {sum(task.held for task in tasks)} of {len(tasks)} tasks"
-    )
-    others = [
-        f"on {task.name} it was {task.verdict} ({percent(task.coded.share)} against {percent(task.fp16.share)})"
-        for task in tasks
-        if not task.held
+def remarks(report: Report) -> list[str]:
+    """What to know with the headline, a sentence each: what was not compared, and tasks that are not above chance."""
+    found = outcome_of(report)
+    missing = "The report has counts of right answers alone, so that the difference of accuracies cannot be judged."
+    caution = found.comparison.caution if found.comparison else missing
+    chance = [
+        f"On {task.name}, {task.chance} ({percent(task.coded.share)} against {percent(task.fp16.share)})."
+        for task in found.tasks
+        if task.chance
     ]
-    return "; ".join([sentence, *others]) + "."
+    return [*filter(None, [caution]), *chance]
 
 
 @_complete()
@@ -155,19 +105,27 @@ def write_html(report: Report, folder: Path) -> Path:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    room.filters.update(mb=megabytes, percent=percent, data_uri=lambda name: _data_uri(folder / name))
+    room.filters.update(
+        mb=megabytes,
+        percent=percent,
+        signed=signed,
+        difference=told_difference,
+        data_uri=lambda name: _data_uri(folder / name),
+    )
     room.tests["right"] = lambda said, answer: normal(said) == normal(answer)
     page = room.get_template("report.html.j2").render(
         report,
         variants=VARIANTS,
         headline=headline(report),
-        scored=tasks_of(report),
+        remarks=remarks(report),
+        found=outcome_of(report),
+        margin=MARGIN,
         header=_HEADER,
         rows=_rows(report),
         ratio=_frames(report, "fp16") / _frames(report, "coded"),
         bits={way: _bits(report["traffic"]["coded"]["ledger"], way) for way in ("up", "down")},
         parts={v: {way: _parts(report["traffic"][v]["ledger"], way) for way in ("up", "down")} for v in VARIANTS},
-        chart=_chart(report["curves"]),
+        chart=chart({v: report["curves"][v] for v in VARIANTS}),
     )
     path = folder / "report.html"
     path.write_text(page, encoding="utf-8")
@@ -181,6 +139,25 @@ def megabytes(count: float) -> str:
 
 def percent(share: float) -> str:
     return f"{100 * share:.1f} %"
+
+
+def told_difference(difference: Difference) -> str:
+    """A difference in points with its 95 % interval and McNemar's p, or the least and greatest p of several seeds."""
+    ps = [_p(value) for value in (min(difference.p.values()), max(difference.p.values()))]
+    return f"{_points(difference.points)}, McNemar's p {' to '.join(ps[: len(difference.p)])}"
+
+
+def _points(of: Estimate) -> str:
+    return f"{signed(of.value)} points ({signed(of.low)} to {signed(of.high)})"
+
+
+def signed(value: float) -> str:
+    """A difference with its sign, one digit after the point; nothing is neither more nor less."""
+    return f"{value:+.1f}" if round(value, 1) else "0.0"
+
+
+def _p(value: float) -> str:
+    return "under 0.001" if value < 0.001 else f"{value:.3f}" if value < 0.1 else f"{value:.2f}"
 
 
 def _cell(text: str) -> str:
@@ -211,9 +188,16 @@ def _rows(report: Report) -> list[tuple[str, str, str, str]]:
     if None not in sockets:
         sizes.append(("on the socket, TLS and all", *sockets))
     rows = [(name, megabytes(a), megabytes(b), _compared(a, b, "fewer", "more")) for name, a, b in sizes]
-    for task in tasks_of(report):
+    found = outcome_of(report)
+    for task in found.tasks:
         name = f"{task.name}, chance {percent(task.coded.chance)}"
-        rows.append((name, _accuracy(task.coded), _accuracy(task.fp16), task.verdict))
+        said = [told_difference(task.difference) if task.difference else "", task.chance]
+        rows.append((name, _accuracy(task.coded), _accuracy(task.fp16), "; ".join(filter(None, said))))
+    coded, fp16 = (found.means[v] for v in VARIANTS)
+    rows.append(("mean of the tasks", _mean(coded), _mean(fp16), _verdict(found.comparison)))
+    if coded.spread is not None and fp16.spread is not None:
+        spreads = (f"{coded.spread:.2f} points", f"{fp16.spread:.2f} points")
+        rows.append(("its standard deviation over seeds", *spreads, ""))
     a, b = (report["seconds"][v] for v in VARIANTS)
     rows.append(("training", f"{a:,.0f} s", f"{b:,.0f} s", _compared(a, b, "shorter", "longer")))
     for side in ("client", "server"):
@@ -225,6 +209,18 @@ def _rows(report: Report) -> list[tuple[str, str, str, str]]:
 def _accuracy(accuracy: Accuracy) -> str:
     low, high = accuracy.interval
     return f"{percent(accuracy.share)} ({100 * low:.1f} to {100 * high:.1f})"
+
+
+def _mean(mean: Mean) -> str:
+    of = mean.estimate
+    return percent(mean.value / 100) + (f" ({of.low:.1f} to {of.high:.1f})" if of else "")
+
+
+def _verdict(comparison: Comparison | None) -> str:
+    if comparison is None:
+        return ""
+    seeds = f"{count} seeds" if (count := len(comparison.seeds)) > 1 else "one seed"
+    return f"{told_difference(comparison.mean)}; {comparison.verdict}, {seeds}"
 
 
 def _parts(ledger: Sequence[Report], direction: str) -> list[tuple[str, int]]:
@@ -240,40 +236,6 @@ def _bits(ledger: Sequence[Report], direction: str) -> float:
     """Payload bits a feature of the full width; two bytes a feature is what the fp16 column counts."""
     rows = [row for row in ledger if row["direction"] == direction and row["part"] != "rest"]
     return 16 * sum(row["bytes"] for row in rows) / max(sum(row["fp16_bytes"] for row in rows), 1)
-
-
-def _chart(curves: Report) -> dict[str, Any]:
-    """Loss curves in a box of 1000 x 1000: paths, and ticks as (label, share of the axis)."""
-    smooth = {v: _running_mean(curves[v]["loss"]) for v in VARIANTS}
-    last = max(max(curves[v]["step"]) for v in VARIANTS)
-    top = 1.05 * max(line.max() for line in smooth.values())
-    lines = {
-        v: {
-            "raw": _path(np.asarray(curves[v]["step"]) / last, np.asarray(curves[v]["loss"]) / top),
-            "smooth": _path(np.asarray(curves[v]["step"]) / last, smooth[v] / top),
-            "final": smooth[v][-1],
-        }
-        for v in VARIANTS
-    }
-    return {"lines": lines, "x": _ticks(last), "y": _ticks(top)}
-
-
-def _running_mean(values: Sequence[float]) -> np.ndarray:
-    """Centred, over a fortieth of the run; shorter at the ends."""
-    window = np.ones(len(values) // 40 + 1)
-    return np.convolve(values, window, "same") / np.convolve(np.ones(len(values)), window, "same")
-
-
-def _path(x: np.ndarray, y: np.ndarray) -> str:
-    return "M" + "L".join(f"{1000 * a:.1f},{1000 * (1 - b):.1f}" for a, b in zip(x, y, strict=True))
-
-
-def _ticks(end: float) -> list[tuple[str, float]]:
-    return [
-        (f"{tick:g}", tick / end)
-        for tick in MaxNLocator(5, steps=[1, 2, 5, 10]).tick_values(0, end)
-        if 0 <= tick <= end
-    ]
 
 
 def _data_uri(path: Path) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,17 @@ def load_float32(kind: Any, checkpoint: str, **more: Any) -> Loaded:
     if other:
         raise ModelError(f"its weights do not fit its config.json: {some(other)}")
     return Loaded(model, frozenset(found["missing_keys"]), frozenset(found["unexpected_keys"]))
+
+
+@contextmanager
+def errors_of(where: str) -> Iterator[None]:
+    """Have what is raised while a checkpoint is read be a ModelError of one line that begins with `where`."""
+    try:
+        yield
+    except ModelError as error:
+        raise ModelError(f"{where}: {error}") from error
+    except Exception as error:  # whatever another's code raises on anyone's files
+        raise ModelError(f"{where} cannot be loaded: {first_sentence(error)}") from error
 
 
 def require_readable(checkpoint: str) -> None:

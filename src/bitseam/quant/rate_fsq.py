@@ -21,7 +21,8 @@ class RateFSQ(ProjectingQuantizer):
 
     Levels go out to `clip` root mean square deviations of a channel, so the noise keeps its share whatever the scale
     of the features. Their number is odd, or nothing could be silent. `use` sets another clip, and with it another step
-    and rate.
+    and rate; whether directions have drifted is still judged by the first one's step, so that a run at several rates
+    does not renew them each time that its rate changes.
 
     The distortion of this quantizer is the rate: mean bits an element at the prices of the tables that code on the
     wire. Between two levels a price is interpolated, which gives its gradient; its value is what the levels take. What

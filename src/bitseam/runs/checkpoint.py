@@ -124,8 +124,7 @@ def load_client(
 
     streams: instead of those trained with, where the same weights fit: other levels, say.
     """
-    recipe, identity = read_config(folder)
-    recipe = replace(recipe, streams=dict(streams or recipe.streams))
+    recipe, identity = read_config(folder, streams)
     model = build_client(recipe, locate)
     restore_client(model, folder, recipe)
     return model, recipe, identity
@@ -163,8 +162,7 @@ def load_server(
 
     streams: instead of those trained with, where the same weights fit: other levels, say.
     """
-    recipe, identity = read_config(folder)
-    recipe = replace(recipe, streams=dict(streams or recipe.streams))
+    recipe, identity = read_config(folder, streams)
     if recipe.server.tune == "full":
         half = load_language_half(replace(recipe.server, checkpoint=str(folder / "language")))
     else:
@@ -190,11 +188,12 @@ def load_pair(client: Path, server: Path, locate: Locate) -> tuple[ClientModel, 
     return client_model, server_model, recipe, identity
 
 
-def read_config(folder: Path) -> tuple[config.Recipe, Identity]:
-    """The recipe and identity of a checkpoint."""
+def read_config(folder: Path, streams: Mapping[str, config.Stream] | None = None) -> tuple[config.Recipe, Identity]:
+    """The recipe and identity of a checkpoint. streams: instead of those of its recipe."""
     try:
         raw = json.loads((folder / "config.json").read_text())
-        return config.parse_recipe(raw["recipe"], f"{folder}/config.json"), Identity(**raw["identity"])
+        recipe = config.parse_recipe(raw["recipe"], f"{folder}/config.json")
+        return replace(recipe, streams=dict(streams or recipe.streams)), Identity(**raw["identity"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelError(f"{folder}: no checkpoint of Bitseam: {error}") from error
 

@@ -99,7 +99,8 @@ class BitseamModel(PreTrainedModel):
         """Weights come from the halves; there is nothing to initialise."""
 
     def forward(self, pixel_values: Tensor, text: TextBatch) -> CausalLMOutput:
-        """Images (B, 3, H, W) and a ragged batch -> loss, a mean over answer tokens, and their logits (A, V)."""
+        """Pixels of images, (B k^2, 3, S, S) as `client.vision.pixels` makes them, and a ragged batch -> loss, a mean
+        over answer tokens, and their logits (A, V)."""
         logits, ids = self.server.answer_logits(text, self._levels(self.client.vision.features(pixel_values), text))
         return CausalLMOutput(loss=cross_entropy(logits, ids), logits=logits)
 

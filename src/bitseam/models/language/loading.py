@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM, LlavaForConditionalGeneration
 
 from bitseam.errors import ModelError, first_sentence
-from bitseam.models.weights import Loaded, load_float32, require_readable, some
+from bitseam.models.weights import Loaded, errors_of, load_float32, require_readable, some
 
 log = logging.getLogger(__name__)
 
@@ -40,17 +40,13 @@ def load_language(checkpoint: str) -> Any:
     Raises ModelError where it cannot be loaded whole, or is no causal language model.
     """
     where = f"server.checkpoint {checkpoint!r}"
-    try:
+    with errors_of(where):
         cfg = _causal_config(checkpoint)
         if cfg.model_type == "llava":
             loaded = _from_llava(checkpoint)
         else:
             loaded = load_float32(AutoModelForCausalLM, checkpoint)
         _require_whole(loaded)
-    except ModelError as error:
-        raise ModelError(f"{where}: {error}") from error
-    except Exception as error:  # whatever another's code raises on anyone's files
-        raise ModelError(f"{where} cannot be loaded: {first_sentence(error)}") from error
     if loaded.unexpected:
         names = some(loaded.unexpected)
         log.warning("%s: %d tensors of its files have no place in it: %s", where, len(loaded.unexpected), names)
@@ -60,6 +56,16 @@ def load_language(checkpoint: str) -> Any:
     if getattr(language.config, "rescale_every", 0):
         language.config.rescale_every = 0
     return language
+
+
+def embedding_width(checkpoint: str) -> int:
+    """D of a causal language model, or of that of a LLaVA, by its configuration: no weights are read.
+
+    Raises ModelError where it is no causal language model, or its configuration cannot be read.
+    """
+    with errors_of(f"server.checkpoint {checkpoint!r}"), torch.device("meta"):
+        language = AutoModelForCausalLM.from_config(_causal_config(checkpoint).get_text_config())
+        return int(language.get_input_embeddings().weight.shape[1])
 
 
 def load_token_embedding(checkpoint: str) -> nn.Module:
@@ -79,7 +85,7 @@ def load_token_embedding(checkpoint: str) -> nn.Module:
         weight = _one_tensor(Path(checkpoint), names, tuple(module.weight.shape))
     except ModelError as error:
         raise ModelError(f"{where}: {error}") from error
-    except Exception as error:  # as in `load_language`
+    except Exception as error:  # as in `errors_of`
         raise ModelError(f"{where}: its token embedding cannot be loaded: {first_sentence(error)}") from error
     module.weight = nn.Parameter(weight.float(), requires_grad=False)
     if others := [name for name, one in module.named_parameters() if one.is_meta]:

@@ -1,13 +1,15 @@
 """The client half of a vision-language model: vision tower and connector. Knows nothing of the language model.
 
-Shapes: B images, N patches, m the merge factor, M = N / m^2 image tokens, Dv tower width, D language width.
+Shapes: B images, each cut into k x k crops of S x S pixels once framed, m tokens of a crop, M = k^2 m of an image, Dv
+width of the tower's tokens, D language width. An image that is not cut is its own only crop: k = 1.
 
-    images -> pixels (B, 3, H, W) -> tower -> features (B, M, Dv m^2) -> connector -> (B, M, D)
+    images -> pixels (B k^2, 3, S, S) -> tower (B k^2, m, Dv) -> features (B, M, Dv) -> connector -> (B, M, D)
 """
 
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -22,50 +24,60 @@ from bitseam.errors import ModelError, first_sentence
 from bitseam.models.vision.connector import Whiten, fresh_connector
 from bitseam.models.vision.framing import Framing, framing, own_framing
 from bitseam.models.vision.llava import LlavaTower, LlavaVision
-from bitseam.models.vision.pictures import middle, upright_rgb
+from bitseam.models.vision.pictures import cut_into_crops, middle, upright_rgb
 from bitseam.models.vision.proof import check_takes_images, prove_llava, prove_tower
-from bitseam.models.vision.tower import Cut, PatchTower
-from bitseam.models.weights import Loaded, load_float32
+from bitseam.models.vision.tower import Cut, PatchTower, set_training
+from bitseam.models.weights import Loaded, errors_of, load_float32
 
 
 class VisionHalf(nn.Module):
-    """Vision tower + connector + image processor."""
+    """Vision tower + connector + image processor. crops: k, along each edge of an image."""
 
     tower: PatchTower | LlavaTower
 
-    def __init__(self, tower: PatchTower | LlavaTower, connector: nn.Module, processor: Any, framing: Framing) -> None:
+    def __init__(
+        self,
+        tower: PatchTower | LlavaTower,
+        connector: nn.Module,
+        processor: Any,
+        framing: Framing,
+        crops: int = 1,
+    ) -> None:
         super().__init__()
         self.tower = tower
         self.connector = connector
         self.processor = processor
         self.framing = framing
+        self.crops = crops
 
     @property
     def tokens(self) -> int:
-        return self.tower.tokens
+        """M, of an image."""
+        return self.tower.tokens * self.crops**2
 
     def pixels(self, images: Sequence[Image.Image]) -> Tensor:
-        """B images -> (B, 3, H, W), resized and normalised as the checkpoint's processor says, its framing scaled."""
-        rgb = [middle(upright_rgb(image), self.processor, self.framing) for image in images]
+        """B images -> (B k^2, 3, S, S), the crops of each image together and row by row; see `crop_pixels`.
+
+        Raises DataError for an image that is too small to be cut (`bitseam.models.vision.pictures.cut_into_crops`).
+        """
+        return self.crop_pixels([crop for image in images for crop in cut_into_crops(upright_rgb(image), self.crops)])
+
+    def crop_pixels(self, crops: Sequence[Image.Image]) -> Tensor:
+        """Crops -> (crops, 3, S, S). Each is a picture of its own to the checkpoint's processor, which resizes and
+        normalises it, with its framing scaled."""
+        rgb = [middle(upright_rgb(crop), self.processor, self.framing) for crop in crops]
         return self.processor(images=rgb, return_tensors="pt", **self.framing)["pixel_values"]
 
     def train(self, mode: bool = True) -> VisionHalf:
-        """A tower that is not tuned stays in evaluation mode: dropout would change what it says of an image.
-
-        So do batch norms of a tuned one: with statistics of the batch, an image's features would depend on the images
-        beside it.
-        """
+        """A tower that is not tuned stays in evaluation mode: dropout would change what it says of an image."""
         super().train(mode)
-        self.tower.train(mode and self._tuned)
-        for module in self.tower.modules():
-            if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                module.eval()
+        set_training(self.tower, mode and self._tuned)
         return self
 
     @property
     def facts(self) -> dict[str, Any]:
         """What the proof at load found out, as `half_from_tower` or `half_from_llava` wants it."""
-        return {"tokens": self.tokens} if isinstance(self.tower, LlavaTower) else asdict(self.tower.cut)
+        return {"tokens": self.tower.tokens} if isinstance(self.tower, LlavaTower) else asdict(self.tower.cut)
 
     @property
     def _tuned(self) -> bool:
@@ -78,7 +90,7 @@ class VisionHalf(nn.Module):
         return light
 
     def settings(self) -> dict[str, Any]:
-        """All beside weights and code that decides which features an image has."""
+        """All beside weights and code that decides which features the tower has for a crop."""
         plain = {k: v for k, v in vars(self.tower).items() if isinstance(v, int | float | str) and k != "training"}
         cfg: Any = next((module.config for module in self.tower.modules() if hasattr(module, "config")), None)
         model = cfg.to_dict() if cfg is not None else {}
@@ -93,18 +105,31 @@ class VisionHalf(nn.Module):
         }
 
     def features(self, pixels: Tensor) -> Tensor:
-        """(B, 3, H, W) -> (B, M, Dv m^2); without gradient where the tower is frozen."""
+        """(B k^2, 3, S, S), as of `pixels` -> (B, M, Dv); without gradient where the tower is frozen."""
         with torch.set_grad_enabled(self._tuned and torch.is_grad_enabled()):
-            return self.tower(pixels)
+            return self.join(self.tower(pixels).unflatten(0, (-1, self.crops**2)))
+
+    def join(self, features: Tensor) -> Tensor:
+        """Tokens of the k^2 crops of images (B, k^2, m, Dv) -> of the images (B, M, Dv), row by row over each image.
+
+        That is the order in which a tower would give the tokens of the whole image at k times the pixels, so that the
+        tokens before and above one are its neighbours in the image, across the edges of crops too (as LLaVA-NeXT
+        arranges its tiles).
+        """
+        if self.crops == 1:
+            return features[:, 0]
+        k, side = self.crops, math.isqrt(features.shape[2])
+        grid = features.reshape(len(features), k, k, side, side, -1).transpose(2, 3)  # rows of tokens before crops
+        return grid.reshape(len(features), self.tokens, -1)
 
     def calibrate(self, features: Tensor) -> None:
-        """Fit a fresh connector to the scale of features (B, M, Dv m^2); a LLaVA's own stays as it is."""
+        """Fit a fresh connector to the scale of features (B, M, Dv); a LLaVA's own stays as it is."""
         for module in self.connector.modules():
             if isinstance(module, Whiten):
                 module.calibrate(features)
 
     def forward(self, features: Tensor) -> Tensor:
-        """(B, M, Dv m^2) -> (B, M, D)."""
+        """(B, M, Dv) -> (B, M, D)."""
         return self.connector(features)
 
 
@@ -115,17 +140,36 @@ def load_vision_half(settings: config.Client, width: int) -> VisionHalf:
     cannot be cut or does not fit.
     """
     name = f"client.checkpoint {settings.checkpoint!r}"
-    try:
+    with errors_of(name):
         cfg = AutoConfig.from_pretrained(settings.checkpoint, trust_remote_code=False)
-        name = f"{name} ({cfg.model_type})"
+    with errors_of(f"{name} ({cfg.model_type})"):
         half = (_from_llava if cfg.model_type == "llava" else _from_tower)(settings, width, cfg)
-    except ModelError as error:
-        raise ModelError(f"{name}: {error}") from error
-    except Exception as error:  # whatever another's code raises on anyone's files
-        raise ModelError(f"{name} cannot be loaded: {first_sentence(error)}") from error
     if not settings.tune_vision:
         half.tower.requires_grad_(False)
     return half.train()
+
+
+def suiting_pictures(checkpoint: str) -> tuple[int, int] | None:
+    """`client.image_size` and `client.merge` that suit a tower, by its configuration and image processor alone, without
+    its weights. None for a LLaVA, which brings both.
+
+    Pictures are as large as the processor makes them, cut to whole patches. Neighbouring tokens are merged where the
+    configuration tells that there is an even number along an edge: one patch size, one width, no stages. Raises
+    ModelError where the checkpoint is neither, or its configuration or processor cannot be read.
+    """
+    with errors_of(f"client.checkpoint {checkpoint!r}"):
+        cfg = AutoConfig.from_pretrained(checkpoint, trust_remote_code=False)
+        if cfg.model_type == "llava":
+            return None
+        with torch.device("meta"):
+            check_takes_images(_vision(AutoModel.from_config(cfg)))
+        side, _ = own_framing(_processor(checkpoint))
+    tower = getattr(cfg, "vision_config", cfg)
+    patch = getattr(tower, "patch_size", None)
+    if not isinstance(patch, int) or not isinstance(getattr(tower, "hidden_size", None), int):
+        return side, 1
+    staged = hasattr(tower, "depths")
+    return side - side % patch, 1 if staged or side // patch % 2 else 2
 
 
 def _from_tower(settings: config.Client, width: int, cfg: Any) -> VisionHalf:
@@ -139,6 +183,11 @@ def _from_tower(settings: config.Client, width: int, cfg: Any) -> VisionHalf:
 def _from_llava(settings: config.Client, width: int, cfg: Any) -> VisionHalf:
     if cfg.text_config.hidden_size != width:
         raise ModelError(f"seam.width is {width}, but this LLaVA's is {cfg.text_config.hidden_size}")
+    if settings.crops != 1:
+        raise ModelError(
+            f"client.crops is {settings.crops}, but a LLaVA has learned from pictures that are not cut: leave it at 1, "
+            "or give a vision tower"
+        )
     processor = _processor(settings.checkpoint)
     side, fitted = own_framing(processor)
     loaded = load_float32(LlavaVision, settings.checkpoint)
@@ -149,7 +198,7 @@ def _from_llava(settings: config.Client, width: int, cfg: Any) -> VisionHalf:
 def _processor(checkpoint: str) -> Any:
     try:
         return AutoImageProcessor.from_pretrained(checkpoint, trust_remote_code=False)
-    except Exception as error:  # as in `load_vision_half`
+    except Exception as error:  # as in `errors_of`
         why = "it needs torchvision: pip install torchvision" if "torchvision" in str(error) else first_sentence(error)
         raise ModelError(f"its image processor, preprocessor_config.json, cannot be loaded: {why}") from error
 
@@ -176,7 +225,7 @@ def half_from_tower(
 def _around(tower: PatchTower, settings: config.Client, width: int, processor: Any) -> VisionHalf:
     connector = fresh_connector(tower.cut.width, settings.merge, settings.connector_hidden or width, width)
     fitted = framing(processor, settings.image_size) if processor is not None else {}
-    return VisionHalf(tower, connector, processor, fitted)
+    return VisionHalf(tower, connector, processor, fitted, settings.crops)
 
 
 def half_from_llava(llava: LlavaVision, processor: Any, facts: Mapping[str, Any]) -> VisionHalf:

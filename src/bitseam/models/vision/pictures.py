@@ -93,6 +93,23 @@ def reduction(width: int, height: int) -> int:
     return factor
 
 
+def cut_into_crops(image: Image.Image, crops: int) -> list[Image.Image]:
+    """k x k crops of a picture of W x H pixels, for k = `crops`, row by row from the top left.
+
+    The crop in row i and column j has the pixels from floor(j W / k) up to floor((j + 1) W / k) across, and likewise
+    down: every pixel is in one crop, and crops differ by at most one pixel in width and in height. For k = 1 it is the
+    picture itself. Raises DataError where a side has fewer than k pixels.
+    """
+    if crops == 1:
+        return [image]
+    if min(image.size) < crops:
+        raise DataError(
+            f"{image.width} x {image.height} pixels cannot be cut into {crops} x {crops} crops (client.crops)"
+        )
+    across, down = ([length * i // crops for i in range(crops + 1)] for length in image.size)
+    return [image.crop((across[j], down[i], across[j + 1], down[i + 1])) for i in range(crops) for j in range(crops)]
+
+
 def middle(image: Image.Image, processor: Any, arguments: Mapping[str, Any]) -> Image.Image:
     """Cut off what an image processor resizes only to crop it away, where that is much.
 

@@ -10,17 +10,23 @@ Shapes: T tokens of a hidden state, N patches, Dv width, S the side of a picture
 from __future__ import annotations
 
 import inspect
+import logging
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from bitseam.errors import ModelError, first_sentence
+from bitseam.models.vision.early import input_of, inputs_like
 from bitseam.models.vision.llava import LlavaTower, LlavaVision
-from bitseam.models.vision.tower import Cut, PatchTower, as_tokens, extras
+from bitseam.models.vision.tower import Cut, PatchTower, as_tokens, extras, set_training
 from bitseam.models.weights import Loaded, some
+
+log = logging.getLogger(__name__)
 
 _CHANGED = 1e-3  # of a state's deviation: far above rounding, far below what another picture does
 _ALIKE = 1e-3  # of the features' deviation, between a picture alone and beside another
@@ -34,7 +40,9 @@ def prove_tower(loaded: Loaded, hidden_layer: int, side: int, merge: int) -> Pat
     trace = _traced(model, noise, cut, side)
     _check_depth(hidden_layer, len(trace.states))
     cut = _place(model, noise, cut, trace, hidden_layer, merge)
-    tower = PatchTower(model, hidden_layer, merge, _normed(model, cut, trace, hidden_layer))
+    cut = _normed(model, cut, trace, hidden_layer)
+    cut = replace(cut, end=_end(model, noise, cut, trace.states[hidden_layer], hidden_layer))
+    tower = PatchTower(model, hidden_layer, merge, cut)
     _check_apart(tower, noise)
     _check_whole(tower, loaded.missing, noise)
     return tower
@@ -228,6 +236,35 @@ def _normed(model: Any, cut: Cut, trace: _Trace, hidden_layer: int) -> Cut:
     if found and not _each_token(model.get_submodule(found), as_tokens(trace.states[hidden_layer])):
         raise uncut(f"its final norm, {found}, mixes tokens or pictures")
     return replace(cut, norm=found)
+
+
+@torch.no_grad()
+def _end(model: Any, noise: Tensor, cut: Cut, state: Tensor, hidden_layer: int) -> str:
+    """The first module that is given the layer's state, so that a forward pass may end there; "" where none is sure.
+
+    A module that only training lets change its input, such as dropout, looks like one that is given the state. So a
+    pass that ends there must have the same numbers in training mode too, drawn by the same random ones.
+    """
+    given = {"pixel_values": noise, **extras(cut, len(noise), noise.device)}
+
+    def in_training(run: Callable[[], Tensor]) -> Tensor:
+        set_training(model, True)
+        try:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(0)
+                return run()
+        finally:
+            set_training(model, False)
+
+    try:
+        trained = in_training(lambda: model(**given, output_hidden_states=True).hidden_states[hidden_layer])
+        for end in inputs_like(state, model, given):
+            reach = partial(input_of, end, model, given)
+            if _same(reach(), state) and _same(in_training(reach), trained):
+                return end
+    except Exception:  # whatever another's code raises; the whole forward pass is still there
+        log.debug("the tower runs whole", exc_info=True)
+    return ""
 
 
 def _own_width(model: Any, name: str) -> int:

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bitseam.models.vision.early import input_of
+
 
 @dataclass(frozen=True)
 class Cut:
@@ -19,7 +21,8 @@ class Cut:
 
     side: patches along an edge. first: class and register tokens before them. width: Dv. norm: the module that is the
     tower's final norm, where it fits this layer and is not in it already, else "". arguments: of the forward pass, to
-    be True. ordered: the forward pass takes the order in which it keeps patches (masked autoencoders).
+    be True. ordered: the forward pass takes the order in which it keeps patches (masked autoencoders). end: the module
+    that is given this layer's state, so that nothing from it on need run; "" where the whole forward pass must.
     """
 
     side: int
@@ -28,6 +31,7 @@ class Cut:
     norm: str
     arguments: tuple[str, ...] = ()
     ordered: bool = False
+    end: str = ""
 
 
 class PatchTower(nn.Module):
@@ -37,7 +41,7 @@ class PatchTower(nn.Module):
     does (arXiv 2304.07193): the norm between the last hidden state and the model's `last_hidden_state`, or, where the
     model norms its class token alone (CLIP), that one. States come as they are where the model has no such norm
     (ConvNeXt; BEiT, which norms the mean of its tokens), or where it is not of the layer's width (Swin's early stages).
-    Class, register and detection tokens are left out.
+    Class, register and detection tokens are left out. Layers behind the one that is taken do not run.
     """
 
     def __init__(self, model: Any, hidden_layer: int, merge: int, cut: Cut) -> None:
@@ -52,14 +56,28 @@ class PatchTower(nn.Module):
     def forward(self, pixels: Tensor) -> Tensor:
         """(B, 3, S, S) -> (B, M, Dv m^2)."""
         cut = self.cut
-        out = self.model(pixel_values=pixels, output_hidden_states=True, **extras(cut, len(pixels), pixels.device))
-        state = as_tokens(out.hidden_states[self.hidden_layer])
+        state = as_tokens(self._state(pixels))
         if cut.norm:
             state = self.model.get_submodule(cut.norm)(state)
         patches = state[:, cut.first : cut.first + cut.side**2]
         b, m, s = patches.shape[0], self.merge, cut.side // self.merge
         grid = patches.reshape(b, s, m, s, m, -1).permute(0, 1, 3, 2, 4, 5)
         return grid.reshape(b, self.tokens, self.width)
+
+    def _state(self, pixels: Tensor) -> Tensor:
+        given = {"pixel_values": pixels, **extras(self.cut, len(pixels), pixels.device)}
+        if self.cut.end:
+            return input_of(self.cut.end, self.model, given)
+        return self.model(**given, output_hidden_states=True).hidden_states[self.hidden_layer]
+
+
+def set_training(tower: nn.Module, mode: bool) -> None:
+    """Into training mode, or out of it, without batch norms: with statistics of the batch, an image's features would
+    depend on the images beside it."""
+    tower.train(mode)
+    for module in tower.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.eval()
 
 
 def extras(cut: Cut, count: int, device: torch.device) -> dict[str, Any]:
