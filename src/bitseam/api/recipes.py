@@ -18,7 +18,7 @@ def load_recipe(
     plan: str | Path | None = None,
     apply_threads: bool = False,
 ) -> config.Recipe:
-    """What a run is: a recipe's file, its name where it comes with Bitseam, or its tables; dotted keys are laid over it.
+    """What a run is: a recipe's file, the name of one that comes with Bitseam, or tables, with dotted keys laid over it.
 
     overrides: such as {"train.steps": 10}. plan: a plan.toml of `bitseam plan`, laid over the recipe and under them.
     apply_threads: have this process use `threads` of the recipe from now on; before torch is imported is best. Raises
@@ -31,7 +31,8 @@ def load_recipe(
 
     if not isinstance(source, str | Path | Mapping):
         raise UsageError(
-            f"a recipe is a file's path, the name of one that comes with Bitseam, or tables; this is {type(source).__name__}"
+            "a recipe is a file's path, the name of one that comes with Bitseam, or tables; this is "
+            f"{type(source).__name__}"
         )
     where = "the recipe" if isinstance(source, Mapping) else str(source)
     recipe = config.load_recipe(source, overrides, plan)
