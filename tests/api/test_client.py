@@ -210,7 +210,7 @@ def test_calls_that_cannot_be_are_named(served: Recipe, tmp_path: Path) -> None:
         Client.open(served)
     with pytest.raises(UsageError, match="purpose 'chat': 'train', 'evaluate', 'ask'"):
         Client.open(served, purpose="chat")  # type: ignore[arg-type]
-    with pytest.raises(UsageError, match="a recipe is a file's path, .* or tables; this is int"):
+    with pytest.raises(UsageError, match="or tables; this is int"):
         Client.open(7)  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="goes on where the recipe's folder ends"):
         Client.open(served, tmp_path, purpose="train")
