@@ -147,7 +147,7 @@ def test_a_goodbye_can_be_said_of_any_error() -> None:
     client, server = Peer(ours, "client", Ledger([])), Peer(theirs, "server", Ledger([]), Limits())
     client.send(pb.Hello(version=1, purpose=pb.ASK))
     server.receive()
-    server.send(pb.Welcome(session=b"x" * 16, run=b"y" * 16))
+    server.send(pb.Welcome(session=b"x" * 16, run=b"y" * 16, limits=Limits().told()))
     client.receive()
     client.say_goodbye("DataError: lone \ud83d " + "\x1b" * 500)
     assert server.receive().reason.startswith(r"DataError: lone \ud83d \x1b")

@@ -216,4 +216,4 @@ def test_plaintext_gives_right_frames_or_none(net: Net, direction: Direction) ->
             channel.close()
             assert answers == frames[: len(answers)]
     assert "a wrong frame" not in told
-    assert sum("checksum does not fit" in reason for reason in told) >= 3
+    assert sum("checksum of a Piece does not fit" in reason for reason in told) >= 3

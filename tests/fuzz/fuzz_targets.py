@@ -20,10 +20,10 @@ from fuzz_mutation import Mutation, move_weight, mutate_bytes, mutate_message, m
 
 from bitseam.codecs import Codec, EntropyUniform, codec_from_config
 from bitseam.codecs.delta import Changes
-from bitseam.errors import BitseamError, CodecError, LimitError, PeerGoneError, WireError
+from bitseam.errors import BitseamError, CodecError, LimitError, MalformedError, PeerGoneError, WireError
 from bitseam.text.batch import TextBatch
 from bitseam.text.symbols import read_text, text_message
-from bitseam.transport.flow import PIECE, Assembly
+from bitseam.transport.flow import PIECE, Assembly, Pieces
 from bitseam.wire import Limits, Protocol, State
 from bitseam.wire import messages_pb2 as pb
 
@@ -77,6 +77,7 @@ def targets() -> list[Target]:
         _tables(),
         _text(),
         _pieces(),
+        _piece(),
     ]
 
 
@@ -253,12 +254,27 @@ def _pieces() -> Target:
     """Pieces of frames: never more than the most is kept."""
 
     def run(variant: int, raw: bytes) -> None:
-        assembly, most = Assembly(), (0, 100, 3 * PIECE)[variant]
+        assembly, most = Assembly(plaintext=False), (0, 100, 3 * PIECE)[variant]
         for size in raw:
             frame = assembly.add(_PIECES[size % len(_PIECES)], most)
             assert frame is None or len(frame) <= most
 
-    return Target("pieces", 3, [(i, bytes(range(40))) for i in range(3)], run, (LimitError, PeerGoneError))
+    return Target("pieces", 3, [(i, bytes(range(40))) for i in range(3)], run, (LimitError, MalformedError))
 
 
-_PIECES = [bytes(size) for size in (0, 1, 60, PIECE - 1, PIECE)]
+def _piece() -> Target:
+    """One message of gRPC: over TLS, and in plaintext."""
+
+    def run(variant: int, raw: bytes) -> None:
+        frame = Assembly(plaintext=bool(variant)).add(raw, 30)
+        assert frame is None or len(frame) <= 30
+
+    seeds = [(number, next(Pieces(bool(number)).cut(bytes(range(20))))) for number in range(2)]
+    return Target("piece", 2, seeds, run, (LimitError, MalformedError, PeerGoneError))
+
+
+_PIECES = [
+    pb.Piece(data=bytes(size), last=last).SerializeToString()
+    for size in (0, 1, 60, PIECE - 1, PIECE, PIECE + 1)
+    for last in (True, False)
+]

@@ -38,7 +38,7 @@ from bitseam.text.batch import TextBatch
 from bitseam.text.prompts import Prompter
 from bitseam.transport import Channel, Tls, connect, memory_pair, split_address
 from bitseam.transport.authority import add_client
-from bitseam.transport.flow import Assembly, pieces
+from bitseam.transport.flow import Assembly, Pieces
 from bitseam.wire import VERSION, Limits
 from bitseam.wire import messages_pb2 as pb
 
@@ -134,7 +134,7 @@ class Raw:
         )
         self._out: list[bytes | Iterator[bytes] | None] = []
         self._more = threading.Condition()
-        self._assembly = Assembly()
+        self._pieces, self._assembly = Pieces(plaintext=False), Assembly(plaintext=False)
         self.call = self.network.stream_stream("/bitseam.v1.Seam/Session")(self._feed())
 
     def say(self, *messages: Any) -> Raw:
@@ -143,7 +143,7 @@ class Raw:
             if not isinstance(message, bytes):
                 field = type(message).__name__.lower()
                 message = pb.Envelope(**{field: message}).SerializeToString(deterministic=True)
-            self.pour(pieces(message))
+            self.pour(self._pieces.cut(message))
         return self
 
     def pour(self, parts: Iterator[bytes]) -> Raw:

@@ -91,7 +91,7 @@ def many_terms_and_many_steps(arena: Arena) -> None:
 
 
 STRANGE = {
-    "welcome": pb.Welcome(session=bytes(16), run=bytes(16)),
+    "welcome": pb.Welcome(session=bytes(16), run=bytes(16), limits=pb.Limits()),
     "backward": pb.Backward(step=1, streams=[pb.Coded(shape=[1])]),
     "tokens": pb.Tokens(ids=[1]),
     "ack": pb.Ack(step=1),

@@ -7,6 +7,7 @@ import socket
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from typing import Any
 
 import numpy as np
 from arena import Arena, Raw
@@ -21,34 +22,62 @@ def an_oversized_message_of_grpc(arena: Arena) -> None:
     refused(arena.raw().pour(iter([bytes(64 * 2**20)])), "RESOURCE_EXHAUSTED")
 
 
+def piece(**fields: Any) -> bytes:
+    return pb.Piece(**fields).SerializeToString()
+
+
+FULL = piece(data=bytes(PIECE))  # with more to come
+
+
 @case
 def an_oversized_frame_in_pieces(arena: Arena) -> None:
-    refused(arena.welcomed().pour(bytes(PIECE) for _ in range(200)), "the most that may come now")
+    refused(arena.welcomed().pour(FULL for _ in range(200)), "the most that may come now")
 
 
 @case
 def a_frame_without_end_before_the_hello(arena: Arena) -> None:
-    refused(arena.raw().pour(bytes(PIECE) for _ in itertools.count()), "the most that may come now")
+    refused(arena.raw().pour(FULL for _ in itertools.count()), "the most that may come now")
+
+
+@case
+def a_frame_of_a_byte_a_piece(arena: Arena) -> None:
+    """It is no error, and takes no more memory than its bytes."""
+    frame = pb.Envelope(hello=arena.hello()).SerializeToString()
+    raw = arena.raw().pour(piece(data=frame[at : at + 1], last=at + 1 == len(frame)) for at in range(len(frame)))
+    assert isinstance(raw.hear(), pb.Welcome)
+    refused(raw.pour(piece(data=b"\0") for _ in range(2**19)), "closed")  # and then waits for the rest, for a while
 
 
 @case
 def a_flood_of_small_frames(arena: Arena) -> None:
     frame = pb.Envelope(hello=arena.hello()).SerializeToString()
-    refused(arena.raw().pour(frame for _ in itertools.count()), "does not allow")
+    refused(arena.raw().pour(piece(data=frame, last=True) for _ in itertools.count()), "does not allow")
 
 
 @case
 def a_flood_of_empty_frames(arena: Arena) -> None:
-    refused(arena.welcomed().pour(b"" for _ in itertools.count()), "not one message")
+    refused(arena.welcomed().pour(piece(last=True) for _ in itertools.count()), "not one message")
+
+
+@cases(
+    "a bad piece",
+    that_is_none=(b"\xff", "the peer sent a gRPC message of 1 bytes that is no Piece"),
+    of_another_version=(piece(data=b"x") + b"\xfa\x7f\x01x", "the peer sent a Piece with fields that this version"),
+    too_large=(piece(data=bytes(PIECE + 1)), "the peer sent a Piece of 1048577 bytes of data"),
+    without_data=(b"", "the peer sent a Piece without data that is not the last"),
+    with_a_checksum=(piece(data=b"x", last=True, crc=1), "the checksum of a Piece does not fit"),
+)
+def a_bad_piece(arena: Arena, bad: tuple[bytes, str]) -> None:
+    refused(arena.raw().pour(iter([bad[0]])), f"BAD_MESSAGE: {bad[1]}")
 
 
 @case
 def eight_floods_at_once(arena: Arena) -> None:
     raws = [arena.raw() for _ in range(8)]
     for raw in raws:
-        raw.say(arena.hello()).pour(bytes(PIECE) for _ in itertools.count())
+        raw.say(arena.hello()).pour(FULL for _ in itertools.count())
     for raw in raws:  # they are one client, that trains in its newest session alone
-        refused(raw, "the most that may come now", "has begun another")
+        refused(raw, "the most that may come now", "has come back through another")
 
 
 @case
@@ -146,7 +175,7 @@ def connections_that_say_nothing(arena: Arena) -> None:
     at_once=lambda arena: arena.raw(),
     after_the_hello=lambda arena: arena.raw(arena.hello()),
     after_the_welcome=lambda arena: arena.welcomed(),
-    in_a_frame=lambda arena: arena.welcomed().pour(iter([bytes(PIECE)])),
+    in_a_frame=lambda arena: arena.welcomed().pour(iter([FULL])),
     after_the_statistics=lambda arena: arena.welcomed().say(forward(arena).news),
     in_a_step=lambda arena: arena.welcomed().say(forward(arena)),
     in_an_answer=lambda arena: arena.welcomed().say(ask(arena, 8, 200)),

@@ -64,7 +64,7 @@ def test_the_largest_message_of_a_recipe_passes_and_a_larger_one_does_not(tiny: 
         client, server = Protocol("client", limits), Protocol("server", limits)
         for speaker, listener, said in (
             (client, server, pb.Hello(version=1, purpose=pb.TRAIN)),
-            (server, client, pb.Welcome(session=bytes(16), run=bytes(16))),
+            (server, client, pb.Welcome(session=bytes(16), run=bytes(16), limits=limits.told())),
             (client, server, message),
         ):
             frame = speaker.send(said)
@@ -76,9 +76,9 @@ def test_the_largest_message_of_a_recipe_passes_and_a_larger_one_does_not(tiny: 
         with pytest.raises(LimitError, match="stream 0: elements"):
             send(forward(1, most * batch + 1))
     text = largest(1, words, True)
-    require_rows(text, recipe, image_tokens=most)
+    require_rows(text, limits, image_tokens=most)
     with pytest.raises(LimitError, match="image: "):
-        require_rows(text, recipe, image_tokens=most + 1)
+        require_rows(text, limits, image_tokens=most + 1)
     with pytest.raises(LimitError, match=r"text.sequences"):
         send(forward(batch + 1, 1))
     held = held_bytes(limits, 3)
@@ -92,7 +92,7 @@ def test_what_may_come_next_is_small_until_something_large_is_due() -> None:
     image = pb.Coded(shape=[1, 1, 1])
     for speaker, listener, message in (
         (client, server, pb.Hello(version=1, purpose=pb.TRAIN)),
-        (server, client, pb.Welcome(session=bytes(16), run=bytes(16))),
+        (server, client, pb.Welcome(session=bytes(16), run=bytes(16), limits=limits.told())),
         (client, server, pb.Forward(step=1, text=pb.Text(sequences=1), streams=[image])),
         (server, client, pb.Backward(step=1, streams=[image])),
     ):
@@ -102,10 +102,10 @@ def test_what_may_come_next_is_small_until_something_large_is_due() -> None:
 
 
 def test_a_row_longer_than_the_recipes_is_refused(tiny: Tiny) -> None:
-    recipe = make_recipe(tiny)
-    require_rows(largest(2, 32, True), recipe)
+    limits = session_limits(make_recipe(tiny), VOCABULARY)
+    require_rows(largest(2, 32, True), limits, 4)
     with pytest.raises(LimitError, match=r"a sequence of 33 tokens; text.max_tokens is 32"):
-        require_rows(largest(2, 33, True), recipe)
+        require_rows(largest(2, 33, True), limits, 4)
 
 
 def test_weights_of_one_client_do_not_make_the_mean_infinite() -> None:

@@ -234,7 +234,7 @@ def test_an_old_connection_has_no_say_once_its_client_is_back(tiny: Tiny, tmp_pa
         old.calibrate(features, text)
         with server.client() as session:
             session.calibrate(features, text)
-            with pytest.raises(RefusedError, match="its client has begun another"):
+            with pytest.raises(RefusedError, match="its client has come back through another"):
                 old.step(1, 0, True, features, text)
             session.step(1, 0, True, features, text)
             server.party.compute.submit(int).result()  # the step is taken after its answer is sent

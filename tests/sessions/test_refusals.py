@@ -25,7 +25,6 @@ def tables(size: int, stream: int = 0) -> pb.Statistics:
 @pytest.mark.parametrize(
     ("seam", "told", "complaint"),
     [
-        ({}, tables(8), "stream 0: bytes of tables: 8; the limit is 0"),
         (ENTROPY, tables(31), "take 32 bytes, not 31"),
         (ENTROPY, tables(32), "table 0"),
         (ENTROPY | {"streams__text": {}}, tables(32, stream=1), "text: tables for a codec that has none"),

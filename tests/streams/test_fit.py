@@ -17,7 +17,7 @@ from bitseam.models.language.half import LanguageHalf
 from bitseam.models.positions import most_positions
 from bitseam.runs.checkpoint import build_client
 from bitseam.sessions.client import ClientSession
-from bitseam.sessions.limits import require_image, require_rows
+from bitseam.sessions.limits import require_context, require_image, require_rows, session_limits
 from bitseam.sessions.party import ServerParty
 from bitseam.sessions.server import ServerSession
 from bitseam.sessions.terms import terms
@@ -124,12 +124,12 @@ def test_M16_images_that_leave_no_room_are_refused_in_the_handshake(tiny: Tiny, 
 
 def test_M16_bounds_are_bounds(tiny: Tiny) -> None:
     recipe = make_recipe(tiny, seam__max_tokens=8)
-    require_image(8, recipe, None)
-    require_image(8, recipe, 40)  # with text.max_tokens = 32
-    require_image(0, recipe, 32)  # a client that does not say
+    require_image(8, session_limits(recipe, 16))
+    require_image(8, session_limits(recipe, 16, 40))  # with text.max_tokens = 32
+    require_image(0, session_limits(recipe, 16, 32))  # a client that does not say
     for tokens, positions in ((9, None), (8, 39)):
         with pytest.raises(RefusedError):
-            require_image(tokens, recipe, positions)
+            require_image(tokens, session_limits(recipe, 16, positions))
 
 
 def text_of(image_at: int, answers: list[bool]) -> TextBatch:
@@ -140,22 +140,20 @@ def text_of(image_at: int, answers: list[bool]) -> TextBatch:
 
 
 def test_M16_a_question_with_its_answer_is_not_longer_than_the_table(tiny: Tiny) -> None:
-    recipe, text = make_recipe(tiny), text_of(1, [False] * 6)
-    require_rows(text, recipe, image_tokens=4, positions=40, new=30)
+    limits, text = session_limits(make_recipe(tiny), 16, 40), text_of(1, [False] * 6)
+    require_rows(text, limits, image_tokens=4, new=30)
     with pytest.raises(LimitError, match=r"6 tokens, 4 of the image and 31 new ones .* model's 40 positions"):
-        require_rows(text, recipe, image_tokens=4, positions=40, new=31)
+        require_rows(text, limits, image_tokens=4, new=31)
 
 
-def test_D1_an_answer_that_nothing_stands_before_is_refused(tiny: Tiny) -> None:
-    recipe = make_recipe(tiny)
-    require_rows(text_of(0, [True, True]), recipe)  # behind the image
-    require_rows(text_of(1, [False, True]), recipe)
+def test_D1_an_answer_that_nothing_stands_before_is_refused() -> None:
+    require_context(text_of(0, [True, True]), training=True)  # behind the image
+    require_context(text_of(1, [False, True]), training=True)
     with pytest.raises(CodecError, match="begins with an answer"):
-        require_rows(text_of(1, [True, True]), recipe)
+        require_context(text_of(1, [True, True]), training=True)
 
 
-def test_something_follows_the_image_in_training_but_not_in_a_question(tiny: Tiny) -> None:
-    recipe = make_recipe(tiny)
-    require_rows(text_of(2, [False, False]), recipe, new=1)
+def test_something_follows_the_image_in_training_but_not_in_a_question() -> None:
+    require_context(text_of(2, [False, False]), training=False)
     with pytest.raises(CodecError, match="nothing follows the image"):
-        require_rows(text_of(2, [False, False]), recipe)
+        require_context(text_of(2, [False, False]), training=True)

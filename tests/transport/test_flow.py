@@ -6,48 +6,134 @@ import contextlib
 import itertools
 import threading
 import time
-from collections.abc import Iterator
+import zlib
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
 from network import Held, Net
 
-from bitseam.errors import LimitError, PeerGoneError
+from bitseam.errors import LimitError, MalformedError, PeerGoneError
 from bitseam.transport.channel import Inbox
-from bitseam.transport.flow import PIECE, Assembly, Outbox, Places, pieces
+from bitseam.transport.flow import PIECE, Assembly, Outbox, Pieces, Places
+from bitseam.wire import messages_pb2 as pb
 
 pytest_plugins = ["network"]
 
 
+def piece(**fields: Any) -> bytes:
+    return pb.Piece(**fields).SerializeToString()
+
+
+@pytest.mark.parametrize("plaintext", [False, True])
 @pytest.mark.parametrize("size", [0, 1, PIECE - 1, PIECE, PIECE + 1, 2 * PIECE, 2 * PIECE + 5])
-def test_frames_cross_in_pieces(size: int) -> None:
+def test_frames_cross_in_pieces(size: int, plaintext: bool) -> None:
     frame = (bytes(range(251)) * (size // 251 + 1))[:size]
-    parts = list(pieces(frame))
-    assert all(len(part) == PIECE for part in parts[:-1])
-    assert len(parts[-1]) < PIECE
-    assembly = Assembly()
+    cutter, assembly, told = Pieces(plaintext), Assembly(plaintext), 0
     for _ in range(2):
+        parts = list(cutter.cut(frame))
         *none, whole = [assembly.add(part, size) for part in parts]
         assert none == [None] * (len(parts) - 1)
         assert whole == frame
+        read = [pb.Piece.FromString(part) for part in parts]
+        assert all(len(part.data) == PIECE for part in read[:-1])
+        assert [part.last for part in read] == [False] * (len(read) - 1) + [True]
+        told = zlib.crc32(frame, told) if plaintext else 0
+        assert [part.crc for part in read] == [0] * (len(read) - 1) + [told]
+        assert sum(map(len, parts)) - size <= 6 * len(parts) + (5 if plaintext else 0)  # what crossing costs
+
+
+def test_a_frame_may_come_in_pieces_of_any_size() -> None:
+    assembly = Assembly(plaintext=False)
+    sizes = [1, PIECE, 7, 0]
+    for _ in range(2):
+        parts = [piece(data=b"x" * size, last=not size) for size in sizes]
+        assert [assembly.add(part, PIECE + 8) for part in parts] == [None, None, None, b"x" * (PIECE + 8)]
+
+
+BAD_PIECES = [
+    (b"\xff", "a gRPC message of 1 bytes that is no Piece"),
+    (b"plain bytes", "a Piece with fields that this version does not know"),
+    (piece(data=b"x", last=True) + b"\xfa\x7f\x01x", "a Piece with fields that this version does not know"),
+    (piece(), "a Piece without data that is not the last of its frame"),
+    (piece(data=b"x", crc=1), "the checksum of a Piece does not fit"),
+    (piece(data=b"x", last=True, crc=1), "the checksum of a Piece does not fit"),
+]
+
+
+@pytest.mark.parametrize(("bad", "complaint"), BAD_PIECES)
+def test_what_is_no_piece_is_named_and_in_plaintext_may_be_damage(bad: bytes, complaint: str) -> None:
+    with pytest.raises(MalformedError, match=complaint):
+        Assembly(plaintext=False).add(bad, 100)
+    with pytest.raises(PeerGoneError, match=f"damaged on the way: .*{complaint}"):
+        Assembly(plaintext=True).add(bad, 100)
+
+
+@pytest.mark.parametrize("plaintext", [False, True])
+def test_a_piece_that_is_too_large_is_refused(plaintext: bool) -> None:
+    with pytest.raises(LimitError, match=f"a Piece of {PIECE + 1} bytes of data; the limit is {PIECE}"):
+        Assembly(plaintext).add(piece(data=bytes(PIECE + 1)), 3 * PIECE)
+
+
+FRAMES = [b"first", bytes(range(256)) * (PIECE // 128), b"last"]  # the second in two pieces
+
+
+@pytest.mark.parametrize(
+    "harm",
+    [
+        lambda sent: sent[:1] + sent[2:],
+        lambda sent: sent[:1] + sent[3:],
+        lambda sent: sent[1:],
+        lambda sent: [sent[0], *sent],
+        lambda sent: [*sent[:2], *sent[1:]],
+        lambda sent: [sent[1], sent[0], *sent[2:]],
+        lambda sent: [*sent[:2], sent[3], sent[2]],
+        lambda sent: [sent[0], sent[1][:900] + b"!" + sent[1][901:], *sent[2:]],
+        lambda sent: [sent[0].replace(b"\x10\x01", b"\x10\x00"), *sent[1:]],
+        lambda sent: [sent[0], sent[1] + b"\x10\x01", *sent[2:]],
+    ],
+    ids=["piece lost", "frame lost", "first lost", "frame twice", "piece twice", "frames moved", "pieces moved", "bit"]
+    + ["end lost", "end made"],
+)
+def test_in_plaintext_nothing_is_lost_repeated_moved_or_changed_unseen(harm: Callable[[list[bytes]], Any]) -> None:
+    cutter, assembly = Pieces(plaintext=True), Assembly(plaintext=True)
+    sent = [part for frame in FRAMES for part in cutter.cut(frame)]
+    assert [frame for part in sent if (frame := assembly.add(part, 2**22)) is not None] == FRAMES
+    assembly, came = Assembly(plaintext=True), []
+    with pytest.raises(PeerGoneError, match="checksum"):
+        for part in harm(sent):
+            came.append(assembly.add(part, 2**22))
+    came = [frame for frame in came if frame is not None]
+    assert came == FRAMES[: len(came)]
 
 
 def test_a_frame_over_the_most_is_refused_at_the_first_piece_that_shows_it() -> None:
-    assembly = Assembly()
-    assert assembly.add(bytes(PIECE), PIECE + 1) is None
+    assembly = Assembly(plaintext=False)
+    assert assembly.add(piece(data=bytes(PIECE)), PIECE + 1) is None
     with pytest.raises(LimitError, match=f"over {PIECE + 1} bytes"):
-        assembly.add(bytes(2), PIECE + 1)
+        assembly.add(piece(data=bytes(2)), PIECE + 1)
+
+
+def test_damage_ends_the_call_by_name(net: Net) -> None:
+    """A client that forgets its checksums is told so."""
+    with grpc.insecure_channel(net.serve()) as network:
+        call = network.stream_stream("/bitseam.v1.Seam/Session")(iter([piece(data=b"x", last=True)]))
+        with pytest.raises(grpc.RpcError):
+            list(call)
+        assert call.code() is grpc.StatusCode.DATA_LOSS
+        assert "the checksum of a Piece does not fit" in call.details()
 
 
 def test_an_outbox_takes_no_more_for_a_peer_that_takes_nothing() -> None:
-    outbox = Outbox()
+    outbox = Outbox(plaintext=False)
     outbox.put(bytes(5 * PIECE))  # one, however long
     with pytest.raises(PeerGoneError, match=f"does not take what we send: {5 * PIECE + 512} bytes"):
         outbox.put(b"x")
     sent = outbox.pieces()
-    assert [len(next(sent)) for _ in range(6)] == [PIECE] * 5 + [0]
+    assert [len(pb.Piece.FromString(next(sent)).data) for _ in range(5)] == [PIECE] * 5
     with pytest.raises(PeerGoneError):  # many small ones count too
         for _ in range(10_000):
             outbox.put(b"")
@@ -97,7 +183,7 @@ def test_a_flood_waits_in_the_client(net: Net, held: Held) -> None:
     def endless() -> Iterator[bytes]:
         while not stop.is_set():
             next(asked)
-            yield bytes(size)
+            yield piece(data=bytes(size), last=True)
 
     network, _call = flood(net, net.serve(held, net.tls("server")), endless())
     with closing(network):

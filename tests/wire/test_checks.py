@@ -28,7 +28,7 @@ def changed(kind: type[Any], change: Callable[[Any], Any]) -> Any:
 def hear(message: Any, limits: Limits | None = None) -> None:
     listener = listener_at(due(type(message)), message)
     if limits is not None:
-        listener._limits = limits
+        listener.limits = limits
     state = listener.state
     try:
         listener.receive(wrap(message))
@@ -192,7 +192,8 @@ def test_every_limit_at_and_over_its_bound(name: str, value: int, at: Any, over:
 def test_every_limit_is_tested() -> None:
     sizes = {"frame_bytes", "control_bytes"}  # in test_protocol
     waits = {"hello_seconds", "idle_seconds"}  # in tests/hostile
-    assert {name for name, *_ in LIMITS} | sizes | waits == set(Limits.__dataclass_fields__)
+    rows = {"sequence_tokens", "image_tokens", "positions"}  # in tests/sessions/test_limits.py
+    assert {name for name, *_ in LIMITS} | sizes | waits | rows == set(Limits.__dataclass_fields__)
 
 
 def test_a_product_over_64_bits_does_not_wrap() -> None:

@@ -19,7 +19,7 @@ from bitseam.wire import VERSION, Limits
 from bitseam.wire import messages_pb2 as pb
 from bitseam.wire.protocol import READY, SPEAKER, TABLE, State
 
-SCALARS = ("bool", "bytes", "double", "string", "uint32", "uint64")
+SCALARS = ("bool", "bytes", "double", "fixed32", "string", "uint32", "uint64")
 PAGE = (Path(__file__).parents[2] / "docs" / "protocol.md").read_text()
 
 
@@ -88,7 +88,7 @@ def test_streams(tiny: Tiny) -> None:
 
 
 def test_limits() -> None:
-    told = {name: float(value.replace(",", "")) for name, value, _ in table("Limits")}
+    told = {name: float(value.replace(",", "")) for name, value, _ in table("Default limits")}
     assert told == {field.name: getattr(Limits(), field.name) for field in fields(Limits)}
 
 

@@ -128,7 +128,7 @@ def test_frame_sizes_at_and_over_the_limit(kind: type[Any]) -> None:
     for spare in (0, -1):
         limits = Limits(**{"frame_bytes" if heavy else "control_bytes": size + spare})
         client, server = pair_at(due(kind))
-        client._limits = server._limits = limits  # only now: what leads here may be larger
+        client.limits = server.limits = limits  # only now: what leads here may be larger
         speaker, listener = (client, server) if kind in CLIENT_SAYS else (server, client)
         if spare == 0:
             listener.receive(speaker.send(message))

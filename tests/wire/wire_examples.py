@@ -18,8 +18,10 @@ GOLDEN: dict[type[Any], tuple[Any, str]] = {
         "0a23080110011a0b0a05636f64656312027b7d1a100a0a7365616d2e776964746812023332",
     ),
     pb.Welcome: (
-        pb.Welcome(session=bytes(range(16)), run=bytes(range(16, 32)), step=300, resumed=True),
-        "12290a10000102030405060708090a0b0c0d0e0f1210101112131415161718191a1b1c1d1e1f18ac022001",
+        pb.Welcome(session=bytes(range(16)), run=bytes(range(16, 32)), step=300, limits=Limits().told()),
+        "12690a10000102030405060708090a0b0c0d0e0f1210101112131415161718191a1b1c1d1e1f18ac022a400880"
+        "8080800210802018808040208080402880804030ffffffff0f3880204080808080014880800450808080015880"
+        "808008608080802069000000000020ac40",
     ),
     pb.Refuse: (
         pb.Refuse(fault=pb.TERMS_DIFFER, reason="no", differences=[DIFFERENCE]),

@@ -18,6 +18,7 @@ from bitseam.quant import Quantized
 from bitseam.runs.checkpoint import shared_state
 from bitseam.sessions.connection import Connection
 from bitseam.sessions.ledger import Ledger
+from bitseam.sessions.limits import require_rows
 from bitseam.sessions.peer import Stopwatch
 from bitseam.streams.coded import decode, encode
 from bitseam.text.batch import TextBatch
@@ -130,7 +131,8 @@ class ClientSession:
     def step(self, step: int, micro: int, last: bool, features: Tensor, text: TextBatch) -> StepLoss:
         """One micro-batch: gradients are added to the vision half's parameters, as sums over answer tokens.
 
-        features: (I, M, Dv). A stream's distortion counts in the loss by the weight of its settings.
+        features: (I, M, Dv). A stream's distortion counts in the loss by the weight of its settings. Raises LimitError
+        for more than the server takes, before anything is sent.
         """
         self.model.train()
         drawn = np.random.default_rng((step, micro))  # the same rates and codes when a step is taken again
@@ -140,6 +142,7 @@ class ClientSession:
             stream.begin(int(drawn.integers(2**63)), tuple(text.samples.tolist()))
         with self.watch("client forward"), self._precision():
             codes = self.model(features, text)
+        self._require_room(codes, text)
         with self.watch("encode"):
             news = self._news(codes)
             forward = pb.Forward(step=step, micro=micro, last=last, text=self._text(text), streams=self._encode(codes))
@@ -205,13 +208,17 @@ class ClientSession:
 
     @torch.no_grad()
     def ask(self, features: Tensor, text: TextBatch, max_new_tokens: int) -> Iterator[list[int]]:
-        """Features (B, M, Dv) and questions -> answers, one token id a sequence at a time."""
+        """Features (B, M, Dv) and questions -> answers, one token id a sequence at a time.
+
+        Raises LimitError for more than the server takes, before anything is sent.
+        """
         was_training = self.model.training
         self.model.eval()
         self.model.use_asked()
         try:
             with self._precision():
                 codes = self.model(features, text)
+            self._require_room(codes, text, max_new_tokens)
             question = pb.Ask(text=self._text(text), streams=self._encode(codes), max_new_tokens=max_new_tokens)
             given = 0
             while True:
@@ -264,6 +271,10 @@ class ClientSession:
 
     def _encode(self, codes: Mapping[str, Quantized]) -> list[pb.Coded]:
         return [self.streams[name].encode(quantized) for name, quantized in codes.items()]
+
+    def _require_room(self, codes: Mapping[str, Quantized], text: TextBatch, new: int = 0) -> None:
+        """What the message's own fields do not show; the rest is checked where it is sent."""
+        require_rows(text, self._connection.limits, codes["image"].levels.shape[1], new)
 
     def _text(self, text: TextBatch) -> pb.Text:
         return text_message(text, self._vocabulary, kept_dictionary(self.model), self.model.hides_prompts)

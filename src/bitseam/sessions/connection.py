@@ -13,6 +13,7 @@ from bitseam.errors import BitseamError, PeerGoneError, TransportError
 from bitseam.sessions.ledger import Ledger
 from bitseam.sessions.peer import Peer
 from bitseam.transport import Channel
+from bitseam.wire import Limits
 from bitseam.wire import messages_pb2 as pb
 
 log = logging.getLogger(__name__)
@@ -25,6 +26,7 @@ class Connection:
     """One session's channels, one at a time; the ledger counts over all of them."""
 
     def __init__(self, dial: Callable[[], Channel], ledger: Ledger, patience: float) -> None:
+        self.limits = Limits()  # of the server, once it has told them
         self._dial, self._ledger, self._patience = dial, ledger, patience
         self._peer: Peer | None = None
         self._session = b""
@@ -88,7 +90,7 @@ class Connection:
         hello = self._hello()
         hello.session = self._session
         welcome = self._peer.exchange(hello, pb.Welcome)
-        self._session = welcome.session
+        self._session, self.limits = welcome.session, self._peer.limits
         return welcome
 
     def _hang_up(self) -> None:

@@ -17,8 +17,11 @@ QUESTIONS = 64  # of one message, where the batches of training are smaller
 _COPIES = 4  # of the frame that a session works on: as it came, parsed, a payload taken out of it, and as it goes back
 
 
-def session_limits(recipe: config.Recipe, vocabulary: int) -> Limits:
-    """The least limits under which everything passes that the recipe lets an honest side send."""
+def session_limits(recipe: config.Recipe, vocabulary: int, positions: int | None = None) -> Limits:
+    """The least limits under which everything passes that the recipe lets an honest side send.
+
+    positions: as of `require_fit`.
+    """
     streams = list(build_streams(Stream, recipe.streams, recipe.seam.width).values())
     batch = max(recipe.train.batch, QUESTIONS)
     tokens = batch * recipe.text.max_tokens
@@ -45,6 +48,9 @@ def session_limits(recipe: config.Recipe, vocabulary: int) -> Limits:
         streams=len(streams),
         rates=max(stream.rates for stream in streams),
         tokens=tokens,
+        sequence_tokens=recipe.text.max_tokens,
+        image_tokens=recipe.seam.max_tokens,
+        positions=usual.positions if positions is None else positions,
         weights=weights,
         channels=widest,
         tables=max(tables, default=0),
@@ -77,39 +83,38 @@ def require_fit(recipe: config.Recipe, tokens: int, rows: int, positions: int | 
         )
 
 
-def require_image(tokens: int, recipe: config.Recipe, positions: int | None) -> None:
-    """Raise RefusedError where a client's images, of so many tokens, are too long for the recipe or the model.
-
-    positions: as of `require_fit`.
-    """
-    most = recipe.text.max_tokens
-    if tokens > recipe.seam.max_tokens:
-        raise RefusedError(f"the client's images are {tokens} tokens long; seam.max_tokens is {recipe.seam.max_tokens}")
-    if positions is not None and tokens + most > positions:
+def require_image(tokens: int, limits: Limits) -> None:
+    """Raise RefusedError where a client's images, of so many tokens, are too long for the recipe or the model."""
+    most = limits.sequence_tokens
+    if tokens > limits.image_tokens:
+        raise RefusedError(f"the client's images are {tokens} tokens long; seam.max_tokens is {limits.image_tokens}")
+    if tokens + most > limits.positions:
         raise RefusedError(
             f"the client's images are {tokens} tokens long and text.max_tokens is {most}, together {tokens + most}, "
-            f"but the language model has {positions} positions: lower text.max_tokens on both sides, or merge more of "
-            "an image's tokens into one (client.merge)"
+            f"but the language model has {limits.positions} positions: lower text.max_tokens on both sides, or merge "
+            "more of an image's tokens into one (client.merge)"
         )
 
 
-def require_rows(
-    text: TextBatch, recipe: config.Recipe, image_tokens: int = 0, positions: int | None = None, new: int = 0
-) -> None:
+def require_rows(text: TextBatch, limits: Limits, image_tokens: int, new: int = 0) -> None:
     """Raise LimitError for a sequence that is longer than the recipe's rows, since attention takes its length squared,
-    or with its image and `new` tokens than the model has positions; CodecError for an answer that nothing predicts and,
-    in training (no `new` tokens), for a sequence in which nothing follows the image."""
-    if image_tokens > recipe.seam.max_tokens:
-        raise LimitError(f"image: {image_tokens} tokens; seam.max_tokens is {recipe.seam.max_tokens}")
-    longest, most = int(text.lengths.max()), recipe.text.max_tokens
-    if longest > most:
-        raise LimitError(f"text: a sequence of {longest} tokens; text.max_tokens is {most}")
-    if positions is not None and longest + image_tokens + new > positions:
+    or with its image and `new` tokens than the model has positions."""
+    if image_tokens > limits.image_tokens:
+        raise LimitError(f"image: {image_tokens} tokens; seam.max_tokens is {limits.image_tokens}")
+    longest = int(text.lengths.max())
+    if longest > limits.sequence_tokens:
+        raise LimitError(f"text: a sequence of {longest} tokens; text.max_tokens is {limits.sequence_tokens}")
+    if longest + image_tokens + new > limits.positions:
         raise LimitError(
             f"text: {longest} tokens, {image_tokens} of the image and {new} new ones are more than the language "
-            f"model's {positions} positions"
+            f"model's {limits.positions} positions"
         )
-    if not new and (text.image_at == text.lengths).any():
+
+
+def require_context(text: TextBatch, training: bool) -> None:
+    """Raise CodecError for an answer that nothing predicts and, in training, for a sequence in which nothing follows
+    the image."""
+    if training and (text.image_at == text.lengths).any():
         raise CodecError("text: nothing follows the image of a sequence, so that nothing is learned about it")
     starts = (text.lengths.cumsum(0) - text.lengths)[(text.image_at > 0) & (text.lengths > 0)]
     if text.answers[starts].any():

@@ -86,7 +86,6 @@ class ServerParty:
         """
         self.recipe = recipe
         self.prompter = Prompter(recipe.text, locate)
-        self.limits = session_limits(recipe, self.prompter.vocabulary)
         self.run, self.step = secrets.token_hex(16), 0
         self.seats: dict[str, Seat] = {}
         self.averaging = Averaging(recipe.train.steps // recipe.train.round * recipe.train.round)
@@ -113,6 +112,7 @@ class ServerParty:
             checkpoint = folder_of(recipe.folder, "server", steps[-1]) if run else None
         self.proof: Proof | None = None
         self.compute.submit(self._load, checkpoint).result()
+        self.limits = session_limits(recipe, self.prompter.vocabulary, self.model.ways.positions)
 
     def do(self, kind: str, work: Callable[[], T]) -> T:
         """Have the thread that touches the model do `work`, in turn; what is logged there tells the session too."""
@@ -136,9 +136,10 @@ class ServerParty:
         weights = None if training else str(Identity(self.run, self.step))
         return terms(self.recipe, self.model.receivers(), self.prompter, weights)
 
-    def admit(self, hello: pb.Hello, name: str) -> tuple[Seat, pb.Welcome]:
+    def admit(self, hello: pb.Hello, name: str, connection: object) -> tuple[Seat, pb.Welcome]:
         """Seat a client that wants to train, at the step that both sides go on from.
 
+        connection: through which it speaks from now on, and through no other.
         Raises RefusedError where the two hold different runs or no step in common, or all seats are taken.
         """
         if self.answers_only:
@@ -155,11 +156,13 @@ class ServerParty:
             else:
                 self._samples.pop(name, None)  # the half stays where it is, and the client is at an earlier step
             seat = self.seats[name] = Seat(name, step, averaged=step - step % self.recipe.train.round)
-        return seat, pb.Welcome(session=seat.session, run=bytes.fromhex(self.run), step=seat.step, resumed=resumed)
+        seat.connection = connection
+        step = 0 if resumed else seat.step
+        return seat, pb.Welcome(session=seat.session, run=bytes.fromhex(self.run), step=step, resumed=resumed)
 
-    def leave(self, seat: Seat | None) -> None:
+    def leave(self, seat: Seat) -> None:
         """A client is gone for good; what it had gathered for a step under way is forgotten."""
-        if seat is not None and self.seats.get(seat.name) is seat:
+        if self.seats.get(seat.name) is seat:
             del self.seats[seat.name]
             if self.recipe.train.clients > 1:
                 self._samples.pop(seat.name, None)

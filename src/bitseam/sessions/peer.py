@@ -30,6 +30,11 @@ class Peer:
         self._out: Literal["up", "down"] = "up" if role == "client" else "down"
         self._in: Literal["up", "down"] = "down" if role == "client" else "up"
 
+    @property
+    def limits(self) -> Limits:
+        """What the other side takes at the most, as far as it has told."""
+        return self._protocol.limits
+
     def send(self, message: Any) -> None:
         frame = self._protocol.send(message)
         self.channel.most = self._protocol.most  # before the other side can know that it may

@@ -14,13 +14,14 @@ from bitseam.wire import messages_pb2 as pb
 class Seat:
     """One client's.
 
-    step: its last whole step. micro: micro-batches of the next one that are in; loss, answer_tokens and gradients:
-    their sums. request: digest of the last Forward, and answer: its Backward, which a repeated one gets again.
+    step: its last whole step. connection: through which it speaks, its newest. micro: micro-batches of the next step
+    that are in; loss, answer_tokens and gradients: their sums. request: digest of the last Forward, and answer: its Backward, which a repeated one gets again.
     averaged: the step of its last average, and average: what that gave, of how many clients.
     """
 
     name: str
     step: int = 0
+    connection: object = None
     session: bytes = field(default_factory=lambda: secrets.token_bytes(16))
     micro: int = 0
     loss: float = 0.0

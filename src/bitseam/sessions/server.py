@@ -28,7 +28,7 @@ from bitseam.errors import (
     printable,
 )
 from bitseam.sessions.ledger import Ledger
-from bitseam.sessions.limits import require_image, require_rows
+from bitseam.sessions.limits import require_context, require_image, require_rows
 from bitseam.sessions.party import ServerParty, StepReport
 from bitseam.sessions.peer import Peer, Stopwatch
 from bitseam.sessions.seat import Seat
@@ -100,30 +100,30 @@ class ServerSession:
                     else:
                         with party.turn(self.client):
                             party.do(type(message).__name__, partial(self._answer, message))
-                self._party.leave(self._seat)
+                self._leave()
                 if message.reason:
                     raise PeerGoneError(f"the client stopped: {printable(message.reason)}")
         except PeerGoneError:
             raise  # it may come back, and finds its seat
         except (WireError, CodecError) as error:
-            self._party.leave(self._seat)
+            self._leave()
             ours = isinstance(error, NonFiniteError)  # what arrives is read by `_theirs`
             self._refuse(pb.SERVER_ERROR if ours else pb.BAD_MESSAGE, str(error))
             raise
         except QuotaError as error:
-            self._party.leave(self._seat)
+            self._leave()
             self._refuse(pb.OVER_QUOTA, str(error))
             raise
         except BitseamError as error:
-            self._party.leave(self._seat)
+            self._leave()
             self._refuse(pb.SERVER_ERROR, str(error))
             raise
         except Exception:
-            self._party.leave(self._seat)
+            self._leave()
             self._refuse(pb.SERVER_ERROR, "internal error; see the server's log")
             raise
         finally:
-            if self._seat is not None:
+            if self._seat is not None and self._seat.connection is self:
                 self._party.averaging.leave(self._seat)
             self._count()
             self._stay.close()
@@ -150,17 +150,23 @@ class ServerSession:
             shown = printable("; ".join(f"{d.field}: client {d.client}, server {d.server}" for d in differences), 2000)
             raise RefusedError(f"refused {self._who}: {shown}")
         try:
-            require_image(hello.image_tokens, party.recipe, party.model.ways.positions)
+            require_image(hello.image_tokens, party.limits)
             if self.training:
-                self._seat, welcome = party.do("Hello", partial(party.admit, hello, self.client))
+                self._seat, welcome = party.do("Hello", partial(party.admit, hello, self.client, self))
                 party.averaging.enter(self._seat)
             else:
                 welcome = pb.Welcome(session=secrets.token_bytes(16), run=bytes.fromhex(party.run), step=party.step)
         except RefusedError as error:
             self._refuse(pb.TERMS_DIFFER, str(error))
             raise
+        welcome.limits.CopyFrom(party.limits.told())
         self._peer.send(welcome)
         return True
+
+    def _leave(self) -> None:
+        """The client is gone for good, unless it speaks through a newer connection."""
+        if self._seat is not None and self._seat.connection is self:
+            self._party.leave(self._seat)
 
     def _count(self) -> None:
         total = self.ledger.total().bytes
@@ -214,9 +220,10 @@ class ServerSession:
 
     def _require_seat(self) -> Seat:
         """Raises StateError where the client has come back through another connection since."""
-        if self._seat is None or self._party.seats.get(self._seat.name) is not self._seat:
-            raise StateError("this session is over: its client has begun another")
-        return self._seat
+        seat = self._seat
+        if seat is None or seat.connection is not self or self._party.seats.get(seat.name) is not seat:
+            raise StateError("this connection is over: its client has come back through another")
+        return seat
 
     @_theirs()
     def _calibrate(self, message: pb.Calibrate) -> None:
@@ -233,7 +240,8 @@ class ServerSession:
         image = came.get(model.receivers()["image"].number, pb.Coded()).shape
         tokens = image[1] if len(image) == 3 else 0
         new = message.max_new_tokens if isinstance(message, pb.Ask) else 0
-        require_rows(text, party.recipe, tokens, model.ways.positions, new)
+        require_rows(text, party.limits, tokens, new)
+        require_context(text, training=not new)
         levels, known = {}, party.samples(self.client) if isinstance(message, pb.Forward) else {}
         for name, due in model.tokens_due(text, tokens).items():
             receiver = model.receivers()[name]
@@ -304,6 +312,8 @@ class ServerSession:
 
     def _ask(self, message: pb.Ask) -> None:
         party = self._party
+        if self.training:
+            self._require_seat()
         party.face(self.client)
         text, levels = self._read(message)
         if text.answers.any():

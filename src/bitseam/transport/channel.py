@@ -39,7 +39,8 @@ class Channel(ABC):
     @abstractmethod
     def receive(self, timeout: float | None = None) -> bytes:
         """The next frame. Raises PeerGoneError where the peer went away or `timeout` seconds ran out, UntrustedError
-        where a side does not let the other speak (any more), LimitError for a frame of more than `most` bytes."""
+        where a side does not let the other speak (any more), LimitError for a frame of more than `most` bytes,
+        MalformedError for what is no frame."""
 
     @abstractmethod
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""Channels over gRPC: one bidirectional stream of frames a session, with mutual TLS.
+"""Channels over gRPC: one bidirectional stream of pieces of frames a connection, with mutual TLS.
 
 The stream carries bytes alone; what they mean is the business of `bitseam.wire`.
 """
@@ -17,21 +17,22 @@ from urllib.parse import unquote
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
-from bitseam.errors import BitseamError, LimitError, PeerGoneError, TransportError, UntrustedError
+from bitseam.errors import BitseamError, PeerGoneError, TransportError, UntrustedError, WireError
 from bitseam.transport.address import join_address, split_address
 from bitseam.transport.allow import Admission
 from bitseam.transport.certs import Tls, common_name, describe
 from bitseam.transport.channel import Channel, Inbox
-from bitseam.transport.checksum import Checksum
 from bitseam.transport.core_log import log_failed_handshakes
 from bitseam.transport.flow import PIECE, Assembly, Outbox, Places
 from bitseam.transport.meter import Meter
 from bitseam.transport.ports import require_port
 from bitseam.transport.reach import reach, require_tls
+from bitseam.wire import messages_pb2 as pb
 
 log = logging.getLogger(__name__)
 
-_SERVICE, _METHOD = "bitseam.v1.Seam", "Session"
+_SEAM = pb.DESCRIPTOR.services_by_name["Seam"]
+_SERVICE, _METHOD = _SEAM.full_name, _SEAM.methods[0].name
 _OPTIONS = [
     ("grpc.max_send_message_length", 2 * PIECE),
     ("grpc.max_receive_message_length", 2 * PIECE),
@@ -50,16 +51,17 @@ _FLUSH = 5.0  # seconds that a closing side gives its last frames
 class GrpcChannel(Channel):
     """One end of a stream; `outbox` feeds gRPC's sender.
 
-    plaintext: frames carry checksums; see `bitseam.transport.checksum`.
+    plaintext: frames carry checksums; see `bitseam.transport.flow`. damage: what was found to be damaged on the way.
     """
 
     def __init__(self, peer: str, name: str, meter: Meter, end: Callable[[], None], plaintext: bool) -> None:
         self.peer, self.name = peer, name
         self.inbox = Inbox()
-        self.outbox = Outbox()
+        self.outbox = Outbox(plaintext)
         self.over = threading.Event()
+        self.damage = ""
         self._meter, self._end = meter, end
-        self._sums = (Checksum(), Checksum()) if plaintext else None  # of what goes and of what comes
+        self._assembly = Assembly(plaintext)
         self._counted: tuple[int, int] | None = None
         self._closed = False
 
@@ -70,7 +72,7 @@ class GrpcChannel(Channel):
     def send(self, frame: bytes) -> None:
         if self._closed:
             raise PeerGoneError("this channel is closed")
-        with suppress(LimitError):  # who sends too much is still there, and is told so
+        with suppress(WireError):  # who sends too much or what is no piece is still there, and is told so
             self.inbox.check()
         self.outbox.put(frame)
 
@@ -96,25 +98,21 @@ class GrpcChannel(Channel):
         self.inbox.end(reason, error)
         self.outbox.end()
 
-    def pieces_out(self) -> Iterator[bytes]:
-        """What gRPC sends: pieces of frames, until `close`."""
-        for piece in self.outbox.pieces():
-            yield self._sums[0].seal(piece) if self._sums else piece
-
     def take(self, received: Iterable[bytes]) -> bool:
         """Give the pieces that gRPC receives to `receive`, as frames; whether to the end.
 
         While frames wait to be received, no more pieces are taken from gRPC, which then lets the peer send no more.
-        After a frame of more than `most` bytes, or a piece damaged on the way, `receive` raises what is wrong.
+        After a frame of more than `most` bytes, what is no piece, or what was damaged on the way, `receive` raises what
+        is wrong.
         """
-        assembly = Assembly()
         try:
             for message in received:
-                piece = self._sums[1].open(message) if self._sums else message
                 self.inbox.wait_for_room()
-                if (frame := assembly.add(piece, self.most)) is not None:
+                if (frame := self._assembly.add(message, self.most)) is not None:
                     self.inbox.put(frame)
-        except (LimitError, PeerGoneError) as error:
+        except (WireError, PeerGoneError) as error:
+            if isinstance(error, PeerGoneError):
+                self.damage = str(error)
             self.inbox.end(str(error), type(error))
             return False
         return True
@@ -159,7 +157,7 @@ def connect(address: str, tls: Tls | None, keepalive: float = KEEPALIVE, exposed
         network.close()
 
     channel = GrpcChannel(peer, name, meter, end, plaintext=tls is None)
-    call = network.stream_stream(f"/{_SERVICE}/{_METHOD}")(channel.pieces_out())
+    call = network.stream_stream(f"/{_SERVICE}/{_METHOD}")(channel.outbox.pieces())
 
     def read() -> None:
         reason: tuple[str, type[BitseamError]] = "the server went away", PeerGoneError
@@ -305,7 +303,9 @@ class Listener:
             context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, f"a client may have {self._places.each} sessions")
         threading.Thread(target=read, daemon=True, name="bitseam-reader").start()
         threading.Thread(target=run, name="bitseam-handler").start()
-        yield from channel.pieces_out()
+        yield from channel.outbox.pieces()
+        if channel.damage:
+            context.abort(grpc.StatusCode.DATA_LOSS, channel.damage)
 
 
 def _server_options(max_sessions: int) -> list[tuple[str, int]]:

@@ -41,6 +41,8 @@ def check(message: Any, limits: Limits) -> None:
     elif isinstance(message, pb.Welcome):
         for name in ("session", "run"):
             _require(len(getattr(message, name)) == ID, f"{name}: {len(getattr(message, name))} bytes, not {ID}")
+        _require(message.HasField("limits"), "limits: absent")
+        _require(not (message.resumed and message.step), f"step: {message.step}, where the session was resumed")
     elif isinstance(message, pb.Refuse):
         _require(message.fault in pb.Fault.values()[1:], f"fault: {message.fault} is unknown")
         _at_most("reason", len(message.reason), limits.text)

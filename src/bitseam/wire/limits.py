@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+from bitseam.wire import messages_pb2 as pb
 
 
 @dataclass(frozen=True)
@@ -17,6 +19,9 @@ class Limits:
     streams: int = 16  # that cross
     rates: int = 16  # of a stream
     tokens: int = 2**20  # of all sequences of a message
+    sequence_tokens: int = 2**20  # of one sequence, without its image
+    image_tokens: int = 2**20  # of one image
+    positions: int = 2**32 - 1  # of a sequence with its image and its new tokens
     terms: int = 64
     checkpoints: int = 64  # steps of a Hello
     text: int = 4096  # characters of a term or a reason
@@ -27,3 +32,14 @@ class Limits:
     new_tokens: int = 4096
     hello_seconds: float = 30.0  # from the beginning of a session to its Hello
     idle_seconds: float = 3600.0  # from one message of a client to its next, which it may have to compute
+
+    def told(self) -> pb.Limits:
+        """What a Welcome says of them."""
+        return pb.Limits(**{name: getattr(self, name) for name in _TOLD})
+
+    def narrowed(self, told: pb.Limits) -> Limits:
+        """These, where the server takes no less; else the server's."""
+        return replace(self, **{name: min(getattr(self, name), getattr(told, name)) for name in _TOLD})
+
+
+_TOLD = tuple(pb.Limits.DESCRIPTOR.fields_by_name)

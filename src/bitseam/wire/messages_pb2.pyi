@@ -31,6 +31,16 @@ SERVER_ERROR: Fault
 STOPPING: Fault
 OVER_QUOTA: Fault
 
+class Piece(_message.Message):
+    __slots__ = ("data", "last", "crc")
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    LAST_FIELD_NUMBER: _ClassVar[int]
+    CRC_FIELD_NUMBER: _ClassVar[int]
+    data: bytes
+    last: bool
+    crc: int
+    def __init__(self, data: _Optional[bytes] = ..., last: _Optional[bool] = ..., crc: _Optional[int] = ...) -> None: ...
+
 class Envelope(_message.Message):
     __slots__ = ("hello", "welcome", "refuse", "calibrate", "ack", "forward", "backward", "checkpoint", "ask", "tokens", "goodbye", "average", "averaged")
     HELLO_FIELD_NUMBER: _ClassVar[int]
@@ -101,16 +111,48 @@ class Hello(_message.Message):
     def __init__(self, version: _Optional[int] = ..., purpose: _Optional[_Union[Purpose, str]] = ..., terms: _Optional[_Mapping[str, str]] = ..., session: _Optional[bytes] = ..., run: _Optional[bytes] = ..., steps: _Optional[_Iterable[int]] = ..., image_tokens: _Optional[int] = ...) -> None: ...
 
 class Welcome(_message.Message):
-    __slots__ = ("session", "run", "step", "resumed")
+    __slots__ = ("session", "run", "step", "resumed", "limits")
     SESSION_FIELD_NUMBER: _ClassVar[int]
     RUN_FIELD_NUMBER: _ClassVar[int]
     STEP_FIELD_NUMBER: _ClassVar[int]
     RESUMED_FIELD_NUMBER: _ClassVar[int]
+    LIMITS_FIELD_NUMBER: _ClassVar[int]
     session: bytes
     run: bytes
     step: int
     resumed: bool
-    def __init__(self, session: _Optional[bytes] = ..., run: _Optional[bytes] = ..., step: _Optional[int] = ..., resumed: _Optional[bool] = ...) -> None: ...
+    limits: Limits
+    def __init__(self, session: _Optional[bytes] = ..., run: _Optional[bytes] = ..., step: _Optional[int] = ..., resumed: _Optional[bool] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ...) -> None: ...
+
+class Limits(_message.Message):
+    __slots__ = ("frame_bytes", "batch", "tokens", "sequence_tokens", "image_tokens", "positions", "new_tokens", "elements", "channels", "tables", "rotation", "weights", "idle_seconds")
+    FRAME_BYTES_FIELD_NUMBER: _ClassVar[int]
+    BATCH_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    SEQUENCE_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    IMAGE_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    POSITIONS_FIELD_NUMBER: _ClassVar[int]
+    NEW_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    ELEMENTS_FIELD_NUMBER: _ClassVar[int]
+    CHANNELS_FIELD_NUMBER: _ClassVar[int]
+    TABLES_FIELD_NUMBER: _ClassVar[int]
+    ROTATION_FIELD_NUMBER: _ClassVar[int]
+    WEIGHTS_FIELD_NUMBER: _ClassVar[int]
+    IDLE_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    frame_bytes: int
+    batch: int
+    tokens: int
+    sequence_tokens: int
+    image_tokens: int
+    positions: int
+    new_tokens: int
+    elements: int
+    channels: int
+    tables: int
+    rotation: int
+    weights: int
+    idle_seconds: float
+    def __init__(self, frame_bytes: _Optional[int] = ..., batch: _Optional[int] = ..., tokens: _Optional[int] = ..., sequence_tokens: _Optional[int] = ..., image_tokens: _Optional[int] = ..., positions: _Optional[int] = ..., new_tokens: _Optional[int] = ..., elements: _Optional[int] = ..., channels: _Optional[int] = ..., tables: _Optional[int] = ..., rotation: _Optional[int] = ..., weights: _Optional[int] = ..., idle_seconds: _Optional[float] = ...) -> None: ...
 
 class Difference(_message.Message):
     __slots__ = ("field", "client", "server")

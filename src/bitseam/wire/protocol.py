@@ -79,7 +79,7 @@ class Protocol:
     def __init__(self, role: Role, limits: Limits | None = None) -> None:
         self.role: Role = role
         self.state = State.START
-        self._limits = limits or Limits()
+        self.limits = limits or Limits()  # a client's are narrowed to those that the Welcome tells
         self._ready = State.ASKING
         self._last = (0, -1)  # (step, micro) of the latest Forward
 
@@ -91,14 +91,14 @@ class Protocol:
     def most(self) -> int:
         """Bytes of the longest frame that the other side may send now."""
         heavy = any(SPEAKER[kind] != self.role and (self.state, kind) in TABLE for kind in HEAVY)
-        return self._limits.frame_bytes if heavy else self._limits.control_bytes
+        return self.limits.frame_bytes if heavy else self.limits.control_bytes
 
     def send(self, message: Any) -> bytes:
         """A body message -> a frame. Raises StateError, LimitError or MalformedError; the state then stays."""
         kind = type(message)
         self._check_state(kind, self.role)
         self._check_steps(message, self.role)
-        check(message, self._limits)
+        check(message, self.limits)
         frame = pb.Envelope(**{_FIELDS[kind]: message}).SerializeToString(deterministic=True)
         self._check_size(len(frame), kind, self.role)
         self._enter(message)
@@ -118,7 +118,7 @@ class Protocol:
             raise MalformedError(f"the {other} sent a {kind.__name__} that cannot be parsed: {error}") from error
         self._check_steps(message, other)
         try:
-            check(message, self._limits)
+            check(message, self.limits)
         except (LimitError, MalformedError) as error:
             raise type(error)(f"the {other} sent a {kind.__name__} where {error}") from error
         self._enter(message)
@@ -145,7 +145,7 @@ class Protocol:
             )
 
     def _check_size(self, size: int, kind: type[Any], speaker: Role) -> None:
-        limit = self._limits.frame_bytes if kind in HEAVY else self._limits.control_bytes
+        limit = self.limits.frame_bytes if kind in HEAVY else self.limits.control_bytes
         if size > limit:
             raise LimitError(f"the {speaker} sent a {kind.__name__} of {size} bytes; the limit is {limit}")
 
@@ -153,6 +153,8 @@ class Protocol:
         following = TABLE[self.state, type(message)]
         if isinstance(message, pb.Hello):
             self._ready = State.TRAINING if message.purpose == pb.TRAIN else State.ASKING
+        elif isinstance(message, pb.Welcome) and self.role == "client":
+            self.limits = self.limits.narrowed(message.limits)
         elif isinstance(message, pb.Forward):
             self._last = (message.step, message.micro)
         elif isinstance(message, pb.Tokens) and message.last:
