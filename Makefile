@@ -2,7 +2,7 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-all equality fuzz fuzz-files faults mutants check proto vectors clean
+.PHONY: demo test test-all equality interop fuzz fuzz-files faults mutants check proto vectors clean
 
 demo: $(VENV)/ready
 	$(BIN)/bitseam demo
@@ -16,6 +16,10 @@ test-all: $(VENV)/ready
 # Every language model and tower of the campaign, tiny, against transformers: docs/results/equality.json.
 equality: $(VENV)/ready
 	$(BIN)/python benchmarks/equality.py --out docs/results/equality.json
+
+# A client in JavaScript, written from the protocol's pages alone, against a real server: docs/results/interop.json.
+interop: $(VENV)/ready
+	$(BIN)/python tests/interop/node_client.py docs/results/interop.json
 
 # A million inputs, some minutes; what breaks the invariant is kept in tests/fuzz/found and run by the tests.
 fuzz: $(VENV)/ready
@@ -47,10 +51,11 @@ proto: $(VENV)/ready
 vectors: $(VENV)/ready
 	$(BIN)/python tests/vectors/write_vectors.py
 
-$(VENV)/ready: pyproject.toml constraints.txt
+$(VENV)/ready: pyproject.toml constraints.txt interop/package-lock.json
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	cd interop && ../$(BIN)/npm ci --ignore-scripts --no-audit --no-fund --loglevel=error
 	touch $@
 
 clean:

@@ -1,82 +1,82 @@
-// Frames over one gRPC stream with mutual TLS.
+// Frames over one call of gRPC with mutual TLS: a connection of a session.
 import { readFileSync } from "node:fs";
 import { join } from "node:path";
 import grpc from "@grpc/grpc-js";
-import { readFrame } from "./frames.js";
+import { loadSync } from "@grpc/proto-loader";
+import { PROTO, PieceReader, PieceWriter } from "./frames.js";
 
-/** The connection ended, and with it the stream; the session may go on over another one. */
+/** The connection ended; the session may go on over another one. */
 export class LinkBroken extends Error {}
 
-const same = (bytes) => bytes;
-const Seam = grpc.makeGenericClientConstructor({
-  session: {
-    path: "/bitseam.v1.Seam/Session",
-    requestStream: true,
-    responseStream: true,
-    requestSerialize: same,
-    requestDeserialize: same,
-    responseSerialize: same,
-    responseDeserialize: same,
-  },
+// The stub that the .proto makes, but with pieces as bytes, since the generated reader drops fields that it does not know.
+const asBytes = (bytes) => bytes;
+const { Session } = loadSync(PROTO)["bitseam.v1.Seam"];
+const Seam = grpc.makeClientConstructor({
+  session: { ...Session, requestSerialize: asBytes, responseDeserialize: asBytes },
 });
-const PIECE = 1 << 20;
+const OPTIONS = { "grpc.enable_retries": 0, "grpc.use_local_subchannel_pool": 1 }; // a session dials again by itself
 
 export class Link {
-  #arrived = [];
-  #waiting = null;
-  #ended = null;
-  #pieces = [];
+  #frames = [];
+  #failure = null;
+  #wake = () => {};
+  #writer = new PieceWriter();
+  #reader = new PieceReader();
 
-  /** address "host:port"; certificates: a folder with ca.pem, client.pem and client.key. */
+  /** address: "host:port"; certificates: a folder with ca.pem, client.pem and client.key. */
   constructor(address, certificates) {
     const read = (name) => readFileSync(join(certificates, name));
     const credentials = grpc.credentials.createSsl(read("ca.pem"), read("client.key"), read("client.pem"));
-    // The session redials itself, since a new stream begins with a Hello.
-    this.client = new Seam(address, credentials, { "grpc.enable_retries": 0, "grpc.use_local_subchannel_pool": 1 });
+    this.client = new Seam(address, credentials, OPTIONS);
     this.call = this.client.session();
     this.call.on("data", (piece) => this.#take(piece));
-    this.call.on("error", (error) => this.#end(error.details || error.message));
-    this.call.on("end", () => this.#end("the server ended the stream"));
+    this.call.on("drain", () => this.#wake());
+    this.call.on("error", (error) => this.#end(new LinkBroken(error.details || error.message)));
+    this.call.on("end", () => this.#end(new LinkBroken("the server ended the call")));
   }
 
   #take(piece) {
-    this.#pieces.push(piece);
-    if (piece.length === PIECE) return;
-    this.#arrived.push(Buffer.concat(this.#pieces.splice(0)));
+    try {
+      const frame = this.#reader.take(piece);
+      if (frame) this.#frames.push(frame);
+    } catch (error) {
+      this.#end(error);
+    }
     this.#wake();
   }
 
-  #end(reason) {
-    this.#ended ??= reason;
+  #end(failure) {
+    this.#failure ??= failure;
     this.#wake();
   }
 
-  #wake() {
-    this.#waiting?.();
-    this.#waiting = null;
+  /** Until something has arrived, the call has ended or, of what is sent, there is room again. */
+  #news() {
+    return new Promise((resolve) => (this.#wake = resolve));
   }
 
+  /** Raises LinkBroken. */
   async send(frame) {
-    for (let at = 0; at <= frame.length; at += PIECE) {
-      if (this.#ended) throw new LinkBroken(this.#ended);
-      const full = !this.call.write(frame.subarray(at, at + PIECE));
-      if (full) await new Promise((resolve) => this.call.once("drain", resolve).once("error", resolve).once("end", resolve));
+    for (const piece of this.#writer.cut(frame)) {
+      while (!this.#failure && this.call.writableNeedDrain) await this.#news();
+      if (this.#failure) throw this.#failure;
+      this.call.write(piece);
     }
   }
 
-  /** The next message; what had arrived before the link broke is still given. */
+  /** The next frame; those that arrived before the link broke are still given. Raises LinkBroken. */
   async receive() {
-    while (!this.#arrived.length) {
-      if (this.#ended) throw new LinkBroken(this.#ended);
-      await new Promise((resolve) => (this.#waiting = resolve));
+    while (!this.#frames.length) {
+      if (this.#failure) throw this.#failure;
+      await this.#news();
     }
-    return readFrame(this.#arrived.shift());
+    return this.#frames.shift();
   }
 
-  /** Says that nothing follows, and waits until the server has ended the stream too. */
+  /** Says that nothing follows, and waits until the server has ended the call too. */
   async finish() {
     this.call.end();
-    while (!this.#ended) await new Promise((resolve) => (this.#waiting = resolve));
+    while (!this.#failure) await this.#news();
     this.client.close();
   }
 

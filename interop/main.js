@@ -8,6 +8,7 @@ import { parseArgs } from "node:util";
 import { Checkpoints } from "./checkpoints.js";
 import { Link } from "./link.js";
 import { Vision } from "./model.js";
+import { ProtocolError } from "./numbers.js";
 import { Relay } from "./relay.js";
 import { Refused, Session } from "./session.js";
 import { writeText } from "./symbols.js";
@@ -96,8 +97,12 @@ async function ask(task) {
   const { tokenizer } = task;
   const { coded } = vision.encode([pictureOf(1)]);
   const text = writeText([sequence(tokenizer, 0)], { vocabulary: tokenizer.vocabulary, dictionary });
+  const question = { text, streams: [coded], maxNewTokens: 8 };
+  const over = { ...question, maxNewTokens: session.welcome.limits.newTokens + 1 };
+  const error = await session.ask(over).next().catch((caught) => caught);
+  report("what is over a limit is refused at home", error instanceof ProtocolError, { reason: error.message });
   const ids = [];
-  for await (const [id] of session.ask({ text, streams: [coded], maxNewTokens: 8 })) ids.push(id);
+  for await (const [id] of session.ask(question)) ids.push(id);
   await session.close();
   const words = new Map([...tokenizer.ids].map(([word, id]) => [id, word]));
   report("an answer is streamed", ids.length > 1, {

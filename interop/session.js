@@ -1,6 +1,7 @@
 // A session: the handshake, one request at a time, and the same session again where the connection broke.
 import { setTimeout as pause } from "node:timers/promises";
-import { Fault, Purpose, writeFrame } from "./frames.js";
+import { Fault, Purpose, readFrame, writeFrame } from "./frames.js";
+import { refuseOver } from "./limits.js";
 import { LinkBroken } from "./link.js";
 import { refuseUnless } from "./numbers.js";
 
@@ -10,7 +11,7 @@ const VERSION = 1;
 export class Refused extends Error {
   constructor({ fault, reason, differences }) {
     super(reason);
-    this.fault = Fault.valuesById[fault];
+    this.fault = Fault[fault];
     this.differences = differences;
   }
 }
@@ -20,7 +21,6 @@ export class SessionLost extends Error {}
 
 export class Session {
   resumptions = 0;
-  bytesUp = 0;
 
   /** dial: () -> Link; patience: seconds that a session is tried to be resumed for. */
   constructor(dial, { purpose, terms, imageTokens, patience = 20 }) {
@@ -43,7 +43,7 @@ export class Session {
   }
 
   async #receive(kind) {
-    const message = await this.link.receive();
+    const message = readFrame(await this.link.receive());
     if (message.refuse) {
       this.link.close();
       throw new Refused(message.refuse);
@@ -52,13 +52,18 @@ export class Session {
     return message[kind];
   }
 
+  #frameOf(message) {
+    const frame = writeFrame(message);
+    refuseOver(message, frame, this.welcome.limits);
+    return frame;
+  }
+
   /** Sends a request; gives the answer of this kind. Over a new connection the request is repeated, byte for byte. */
   async request(message, kind) {
-    const frame = writeFrame(message);
+    const frame = this.#frameOf(message);
     for (;;) {
       try {
         await this.link.send(frame);
-        this.bytesUp += frame.length;
         return await this.#receive(kind);
       } catch (error) {
         if (!(error instanceof LinkBroken)) throw error;
@@ -87,7 +92,7 @@ export class Session {
 
   /** Yields the ids of each position of the answers, one a sequence, until all have ended. */
   async *ask(question) {
-    await this.link.send(writeFrame({ ask: question }));
+    await this.link.send(this.#frameOf({ ask: question }));
     for (;;) {
       const { ids, last } = await this.#receive("tokens");
       if (ids.length) yield ids; // the last message may have none

@@ -59,13 +59,14 @@ export function rawSymbols(sequences, codes = false) {
   });
 }
 
-/** Sequences -> the message Text. */
+/** Sequences -> the message Text, and the length of the longest, which does not cross but has a limit. */
 export function writeText(sequences, { vocabulary, dictionary, codes = false }) {
   const raw = bytesOf(rawSymbols(sequences, codes), vocabulary);
   return {
     sequences: sequences.length,
     tokens: sequences.reduce((sum, { ids }) => sum + ids.length, 0),
     symbols: deflateRawSync(raw, { dictionary: preset(dictionary) }),
+    longest: Math.max(...sequences.map(({ ids }) => ids.length)),
   };
 }
 

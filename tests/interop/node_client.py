@@ -46,7 +46,8 @@ UP = {"id": "uniform", "levels": 4, "clip": 1.5}
 DOWN = {"id": "stochastic", "levels": 4, "block": "token"}
 Row = dict[str, Any]
 
-# Nothing of the server learns: the language model is frozen, the projection fixed. The client's half alone lowers the loss.
+# Nothing of the server learns: the language model is frozen, the projection fixed. What the loss falls by, the client has
+# learned.
 RECIPE = """
 name = "interop"
 device = "cpu"
