@@ -8,7 +8,8 @@ const LOW = 0xffffffffn;
 export function cumulate(frequencies) {
   const starts = [0];
   for (const frequency of frequencies) starts.push(starts.at(-1) + frequency);
-  refuseUnless(starts.at(-1) === 65536 && frequencies.every((f) => f >= 1), "a table of frequencies does not sum to 65536");
+  refuseUnless(frequencies.every((frequency) => frequency >= 1), "a symbol of no frequency");
+  refuseUnless(starts.at(-1) === 65536, "the frequencies of a table do not sum to 65536");
   return starts;
 }
 

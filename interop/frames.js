@@ -53,8 +53,9 @@ export class PieceWriter {
     for (let at = 0; ; at += PIECE_BYTES) {
       const last = at + PIECE_BYTES >= frame.length;
       const data = frame.subarray(at, at + PIECE_BYTES);
-      const piece = { ...(data.length && { data }), ...(last && { last }), ...(last && this.#crc && { crc: this.#crc }) };
-      yield Piece.encode(piece).finish();
+      // What is zero or empty is left out, as proto3 writes it.
+      const crc = last ? this.#crc : 0;
+      yield Piece.encode({ ...(data.length && { data }), ...(last && { last }), ...(crc && { crc }) }).finish();
       if (last) return;
     }
   }

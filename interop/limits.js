@@ -1,5 +1,4 @@
-// What the Welcome allows in this session: docs/protocol.md, "Limits". What is over a limit is refused here, before it is
-// sent.
+// What the Welcome allows in this session: docs/protocol.md, "Limits". What is over one is refused before it is sent.
 import { refuseUnless } from "./numbers.js";
 
 export function refuseOver(message, frame, limits) {

@@ -8,7 +8,7 @@ import { PROTO, PieceReader, PieceWriter } from "./frames.js";
 /** The connection ended; the session may go on over another one. */
 export class LinkBroken extends Error {}
 
-// The stub that the .proto makes, but with pieces as bytes, since the generated reader drops fields that it does not know.
+// The stub that the .proto makes, but with pieces as bytes: the generated reader drops fields that it does not know.
 const asBytes = (bytes) => bytes;
 const { Session } = loadSync(PROTO)["bitseam.v1.Seam"];
 const Seam = grpc.makeClientConstructor({

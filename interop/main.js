@@ -1,16 +1,19 @@
-// The commands of the client. Each prints JSON lines, one a check: { check, passed, ... }; the status is 1 where one failed.
+// The commands of the client. Each prints JSON lines, one a check, { check, passed, ... }; the status is 1 where one
+// failed.
 //
 //   node main.js vectors FOLDER                        vectors/*.json in both directions
 //   node main.js refused SETTINGS                      a term that differs is refused by name
-//   node main.js train SETTINGS [--crash-after STEP]   ten steps over a connection that is cut, from the newest checkpoint
+//   node main.js train SETTINGS [--crash-after STEP]   ten steps over a connection that is cut, or on from a checkpoint;
+//                               [--pause-in STEP]      waits for a line of input in the middle of a step
 //   node main.js ask SETTINGS                          an answer, streamed
+import { once } from "node:events";
 import { parseArgs } from "node:util";
 import { Checkpoints } from "./checkpoints.js";
 import { Link } from "./link.js";
 import { Vision } from "./model.js";
 import { ProtocolError } from "./numbers.js";
 import { Relay } from "./relay.js";
-import { Refused, Session } from "./session.js";
+import { Refused, Session, SessionLost } from "./session.js";
 import { writeText } from "./symbols.js";
 import { FEATURES, TOKENS, pictureOf, readTask, sequence, terms } from "./task.js";
 import { Training } from "./train.js";
@@ -21,8 +24,9 @@ function report(check, passed, facts = {}) {
   if (!passed) process.exitCode = 1;
 }
 
-function sessionOf(task, purpose, agreed, address = task.address) {
-  return new Session(() => new Link(address, task.certificates), { purpose, terms: agreed, imageTokens: TOKENS });
+function sessionOf(task, purpose, agreed, { address = task.address, held } = {}) {
+  const dial = () => new Link(address, task.certificates);
+  return new Session(dial, { purpose, terms: agreed, imageTokens: TOKENS, held });
 }
 
 const visionOf = ({ channels, up, rate }) => new Vision({ features: FEATURES, channels, up, rate });
@@ -39,48 +43,56 @@ async function refused(task) {
   report("a term that differs is refused", passed, { fault: error.fault, fields, reason: error.message });
 }
 
-async function train(task, crashAfter) {
+async function train(task, { crashAfter, pauseIn }) {
   const relay = await Relay.open(task.address);
   const checkpoints = new Checkpoints(task.checkpoints);
-  const session = sessionOf(task, "TRAIN", terms(task), relay.address);
-  const held = checkpoints.held();
-  const welcome = await session.open(held);
+  const session = sessionOf(task, "TRAIN", terms(task), { address: relay.address, held: () => checkpoints.held() });
+  const anew = checkpoints.steps().length === 0;
   const training = new Training(task, session, visionOf(task), checkpoints);
-  if (held.run) {
+  const goBack = (check) => {
+    const { resumed, step } = session.welcome;
+    report(check, !resumed && checkpoints.steps().includes(step), { from: step, held: checkpoints.steps() });
     training.load();
-    report("a checkpoint is claimed", !welcome.resumed && held.steps.includes(welcome.step), {
-      begun: welcome.step,
-      resumed: welcome.resumed,
-      held: held.steps,
-    });
-  } else {
+  };
+
+  await session.open();
+  if (anew) {
     await training.calibrate();
-    report("calibration", checkpoints.steps().includes(0));
-  }
+    report("calibration, and a checkpoint of step 0", checkpoints.steps().includes(0));
+  } else goBack("a checkpoint is claimed");
 
   let answerBytes = 0;
   const cutting = async (step, micro, act) => {
     const before = session.resumptions;
-    const between = !held.run && step === 3 && micro === 0;
-    const unanswered = !held.run && step === 4 && micro === 1;
+    const between = anew && step === 3 && micro === 0;
+    const unanswered = anew && step === 4 && micro === 1;
     if (between) relay.cut();
     const [answer] = await Promise.all([act(), unanswered && relay.loseAnswer(answerBytes)]);
     answerBytes = answer.down;
     if (between || unanswered) {
-      const { resumed, step: told } = session.welcome;
-      const passed = resumed && session.resumptions === before + 1 && answer.step === step && answer.micro === micro;
-      const check = between ? "resumed after a cut between requests" : "resumed after an answer was lost";
-      report(check, passed, { resumed, welcome_step: told, due: [step, micro] });
+      const passed = session.resumptions === before + 1 && answer.step === step && answer.micro === micro;
+      const what = between ? "a cut between requests" : "an answer was lost";
+      report(`resumed after ${what}`, passed, { resumed: session.welcome.resumed, step, micro });
+    }
+    if (step === pauseIn && micro === 0) {
+      report(`half of step ${step}`, true);
+      await once(process.stdin, "data");
+      process.stdin.destroy();
     }
     return answer;
   };
 
   while (training.step < task.train.steps) {
-    const { step, loss, up, down } = await training.next(cutting);
-    report(`step ${step}`, Number.isFinite(loss), { step, loss, up_bytes_an_image: up, down_bytes: down });
-    if (step === crashAfter) process.exit();
-    if (step % task.train.checkpoint_every) continue;
-    report(`checkpoint of step ${step}`, (await training.save()) === step, { held: checkpoints.steps() });
+    try {
+      const { step, loss, up, down, stopping } = await training.next(cutting);
+      report(`step ${step}`, Number.isFinite(loss), { step, loss, up_bytes_an_image: up, down_bytes: down, stopping });
+      if (step === crashAfter) process.exit();
+      if (step % task.train.checkpoint_every && !stopping) continue;
+      report(`checkpoint of step ${step}`, (await training.save()) === step, { held: checkpoints.steps() });
+    } catch (error) {
+      if (!(error instanceof SessionLost)) throw error;
+      goBack("another server process has taken the place of ours");
+    }
   }
   await session.close();
   relay.close();
@@ -113,16 +125,20 @@ async function ask(task) {
   });
 }
 
-const { values, positionals } = parseArgs({ allowPositionals: true, options: { "crash-after": { type: "string" } } });
+const { values, positionals } = parseArgs({
+  allowPositionals: true,
+  options: { "crash-after": { type: "string" }, "pause-in": { type: "string" } },
+});
 const [command, path] = positionals;
+const disturbed = { crashAfter: Number(values["crash-after"]), pauseIn: Number(values["pause-in"]) };
 const commands = {
   vectors: () => vectors(path),
   refused: () => refused(readTask(path)),
-  train: () => train(readTask(path), Number(values["crash-after"])),
+  train: () => train(readTask(path), disturbed),
   ask: () => ask(readTask(path)),
 };
 if (!Object.hasOwn(commands, command) || !path) {
-  console.error("usage: node main.js vectors FOLDER | refused SETTINGS | train SETTINGS [--crash-after STEP] | ask SETTINGS");
+  console.error("usage: node main.js vectors FOLDER\n       node main.js refused|train|ask SETTINGS");
   process.exit(2);
 }
 await commands[command]();

@@ -65,7 +65,7 @@ export class Vision {
     return { coded: { stream: 0, shape, payload, rate: 0 }, rows, normal };
   }
 
-  /** Adds the gradient of a loss to that of the step, by its gradient by the levels: straight through, but not beyond the clip. */
+  /** Adds to the step's gradient, by that by the levels: straight through, but not beyond the clip. */
   backward({ rows, normal }, byLevels) {
     rows.forEach((row, n) => {
       for (let c = 0; c < this.channels; c++) {
@@ -91,6 +91,7 @@ export class Vision {
   }
 
   load(state) {
+    this.gradient.fill(0);
     for (const [name, values] of Object.entries(state)) this[name].set(values);
   }
 }

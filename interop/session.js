@@ -22,31 +22,29 @@ export class SessionLost extends Error {}
 export class Session {
   resumptions = 0;
 
-  /** dial: () -> Link; patience: seconds that a session is tried to be resumed for. */
-  constructor(dial, { purpose, terms, imageTokens, patience = 20 }) {
+  /** dial: () -> Link; held: () -> { run, steps } of the client's checkpoints; patience: seconds to look for a server. */
+  constructor(dial, { purpose, terms, imageTokens, held = () => ({}), patience = 60 }) {
     this.dial = dial;
+    this.held = held;
     this.hello = { version: VERSION, purpose: Purpose[purpose], terms, imageTokens };
     this.patience = patience;
   }
 
-  /** held: { run, steps } of the checkpoints that the client has. -> the Welcome */
-  async open(held = {}) {
+  /** The handshake. -> the Welcome; raises Refused, and LinkBroken where nobody answers. */
+  async open() {
     this.link = this.dial();
-    this.welcome = await this.#greet({ ...this.hello, ...held });
+    await this.link.send(writeFrame({ hello: { ...this.hello, ...this.held() } }));
+    this.welcome = await this.#receive("welcome");
     this.hello.session = this.welcome.session;
     return this.welcome;
-  }
-
-  async #greet(hello) {
-    await this.link.send(writeFrame({ hello }));
-    return this.#receive("welcome");
   }
 
   async #receive(kind) {
     const message = readFrame(await this.link.receive());
     if (message.refuse) {
       this.link.close();
-      throw new Refused(message.refuse);
+      const refused = new Refused(message.refuse);
+      throw refused.fault === "STOPPING" ? new LinkBroken(refused.message) : refused; // another may take its place
     }
     refuseUnless(message[kind], `${Object.keys(message)[0]} where ${kind} is due`);
     return message[kind];
@@ -67,23 +65,21 @@ export class Session {
         return await this.#receive(kind);
       } catch (error) {
         if (!(error instanceof LinkBroken)) throw error;
-        await this.#resume(error);
+        await this.#resume();
       }
     }
   }
 
-  async #resume(cause) {
+  async #resume() {
     const end = Date.now() + 1000 * this.patience;
-    for (let wait = 50; ; wait = Math.min(2 * wait, 2000)) {
+    for (let wait = 50; ; wait = Math.min(2 * wait, 1000)) {
       this.link.close();
-      if (Date.now() > end) throw cause;
       await pause(wait);
-      this.link = this.dial();
       try {
-        this.welcome = await this.#greet(this.hello);
+        await this.open();
         break;
       } catch (error) {
-        if (!(error instanceof LinkBroken)) throw error;
+        if (!(error instanceof LinkBroken) || Date.now() > end) throw error;
       }
     }
     if (!this.welcome.resumed) throw new SessionLost("the server does not know the session");

@@ -1,4 +1,4 @@
-// What both sides have agreed on, from a settings file, and the little that is learned: two kinds of picture, yes or no.
+// What both sides have agreed on, from a settings file, and what is learned: two kinds of picture, yes or no.
 import { readFileSync } from "node:fs";
 import { dirname, join, resolve } from "node:path";
 import { codecText } from "./codecs.js";

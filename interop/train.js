@@ -4,12 +4,12 @@ import { deflateDictionary, rawSymbols, writeText } from "./symbols.js";
 import { microBatches } from "./task.js";
 
 export class Training {
-  /** session: opened; its Welcome says which step both sides go on from. */
+  /** session: opened. Then comes `calibrate` in a new run, else `load`. */
   constructor(task, session, vision, checkpoints) {
     Object.assign(this, { task, session, vision, checkpoints });
     this.batches = microBatches(task);
     this.down = codec(task.down);
-    this.step = session.welcome.step;
+    this.step = 0;
   }
 
   /** The beginning of a new run: statistics and dictionary of all texts, and then step 0 is written. */
@@ -23,10 +23,11 @@ export class Training {
     await this.save();
   }
 
-  /** Goes back to what was written at the step that the Welcome names. */
+  /** Goes back to what was written at the step that the Welcome says both sides go on from. */
   load() {
+    this.step = this.session.welcome.step;
     const { state, dictionary } = this.checkpoints.read(this.step);
-    this.vision.load(state);
+    this.vision.load(state); // with no gradient of a step that was under way
     this.dictionary = dictionary;
   }
 
@@ -54,7 +55,8 @@ export class Training {
 
   /**
    * One step, after which the weights have moved. around(step, micro, act) does what it likes around each micro-batch
-   * that `act` sends. -> { step, loss (a mean over answer tokens), up, down: bytes of codes an image and a message, stopping }
+   * that `act` sends. -> { step, loss, up, down, stopping }: the loss a mean over answer tokens, `up` bytes of codes an
+   * image, `down` bytes of a gradient, and whether the server is being stopped, so that a checkpoint is due.
    */
   async next(around = (_step, _micro, act) => act()) {
     const step = this.step + 1;

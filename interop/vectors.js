@@ -27,8 +27,8 @@ function checkCodec(vector) {
   const { shape, input, payload, decoded } = vector;
   const count = shape.reduce((product, n) => product * n, 1);
   if (vector.refused) {
-    const act = payload === undefined ? () => codec(given).encode(numbers(input, count), shape) : () => codec(given).decode(bytesOf(payload), shape);
-    return refused(act);
+    const encode = () => codec(given).encode(numbers(input, count), shape);
+    return refused(payload === undefined ? encode : () => codec(given).decode(bytesOf(payload), shape));
   }
   assert.equal(codecText(given), vector.codec);
   const values = codec(given).decode(bytesOf(payload), shape);

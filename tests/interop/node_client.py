@@ -40,14 +40,13 @@ from bitseam.wire import messages_pb2 as pb  # noqa: E402
 
 CLIENT = ROOT / "interop"
 NAME = "interop/ (JavaScript)"
-STEPS, CRASH_AFTER, BATCH, IMAGE_TOKENS = 10, 7, 4, 4
+STEPS, CRASH_AFTER, STOPPED_IN, BATCH, IMAGE_TOKENS = 10, 7, 9, 4, 4
 TRAIN = {"steps": STEPS, "accumulate": 2, "checkpoint_every": 5, "clients": 1, "sharing": "sequential", "round": 50}
 UP = {"id": "uniform", "levels": 4, "clip": 1.5}
 DOWN = {"id": "stochastic", "levels": 4, "block": "token"}
 Row = dict[str, Any]
 
-# Nothing of the server learns: the language model is frozen, the projection fixed. What the loss falls by, the client has
-# learned.
+# Nothing of the server learns: its model is frozen, its projection fixed. What the loss falls by, the client has learned.
 RECIPE = """
 name = "interop"
 device = "cpu"
@@ -83,7 +82,8 @@ certificates = "{folder}/certs"
 @dataclass
 class Outcome:
     """rows: what each command of the client reported. python_ids: what our own client is answered to the same codes.
-    step_counter: optimiser steps that the server has counted. server_steps: those of its checkpoints."""
+    step_counter: optimiser steps that the server has counted when it is stopped in the middle of one. server_steps: of its
+    checkpoints at the end."""
 
     rows: dict[str, list[Row]]
     python_ids: list[int]
@@ -113,15 +113,19 @@ CHECKS: dict[str, Callable[[Outcome], bool]] = {
     ),
     "the loss falls by what the client learns": _loss_falls,
     "a step has the same loss when it is taken again": _repeated_steps_agree,
-    "no step is taken twice over a broken connection": lambda o: o.step_counter == STEPS + 2,
+    "no step is taken twice over a broken connection": lambda o: o.step_counter == CRASH_AFTER + 3,
     "codes of an image take 2 bits an element": lambda o: (
         {row["up_bytes_an_image"] for row in o.steps("train").values()} == {IMAGE_TOKENS * WIDTH * 2 // 8}
     ),
     "gradients take 2 bits an element and a scale a token": lambda o: (
         {row["down_bytes"] for row in o.steps("train").values()} == {BATCH * IMAGE_TOKENS * (2 + WIDTH * 2 // 8)}
     ),
-    "both sides have the checkpoints of steps 5 and 10": lambda o: (
-        o.server_steps == o.row("train again", f"checkpoint of step {STEPS}")["held"] == [5, STEPS]
+    "a server that is being stopped gets its checkpoint": lambda o: (
+        [step for step, row in o.steps("train again").items() if row["stopping"]] == [STOPPED_IN]
+        and o.row("train again", "another server process has taken the place of ours")["from"] == STOPPED_IN
+    ),
+    "both sides have the same checkpoints": lambda o: (
+        o.server_steps == o.row("train again", f"checkpoint of step {STEPS}")["held"] == [STOPPED_IN, STEPS]
     ),
     "an answer has the tokens that the Python client gets": lambda o: (
         o.row("ask", "an answer is streamed")["ids"] == o.python_ids
@@ -133,18 +137,24 @@ def play(folder: Path, tiny: Tiny) -> Outcome:
     """Everything that the client does, against a server process with the tiny checkpoints, in `folder`."""
     install()
     recipe = _prepare(folder, tiny)
+    settings = str(folder / "settings.json")
     _bitseam("certs", str(folder / "certs"), cwd=folder)
-    rows = {"vectors": node("vectors", str(ROOT / "vectors"))}
-    with _server(folder):
-        settings = str(folder / "settings.json")
-        rows["refused"] = node("refused", settings)
-        rows["train"] = node("train", settings, "--crash-after", str(CRASH_AFTER))
-        rows["train again"] = node("train", settings)
-        rows["ask"] = node("ask", settings)
-        run = json.loads((folder / f"client/step-{STEPS}.json").read_text())
-        answered = next(row for row in rows["ask"] if row["check"] == "an answer is streamed")
-        ids = _python_answer(recipe, f"{run['run']}@{STEPS}", bytes.fromhex(run["dictionary"]), answered)
+    rows = {"vectors": Node("vectors", str(ROOT / "vectors")).rest()}
+    with _server(folder) as server:
+        rows["refused"] = Node("refused", settings).rest()
+        rows["train"] = Node("train", settings, "--crash-after", str(CRASH_AFTER)).rest()
+        again = Node("train", settings, "--pause-in", str(STOPPED_IN))
+        rows["train again"] = again.until(f"half of step {STOPPED_IN}")
         counter = _counted_steps(folder)
+        server.stop()
+        again.go_on()
+        server.ended()
+    with _server(folder):
+        rows["train again"] += again.rest()
+        rows["ask"] = Node("ask", settings).rest()
+        run = json.loads((folder / f"client/step-{STEPS}.json").read_text())
+        answered = next(row for row in rows["ask"] if "ids" in row)
+        ids = _python_answer(recipe, f"{run['run']}@{STEPS}", bytes.fromhex(run["dictionary"]), answered)
     written = sorted(int(path.name.removeprefix("step-")) for path in (folder / "run/server").glob("step-*"))
     return Outcome(rows, ids, counter, written)
 
@@ -162,12 +172,32 @@ def install() -> None:
         subprocess.run([npm, "ci", "--ignore-scripts", "--no-audit", "--no-fund"], cwd=CLIENT, check=True)
 
 
-def node(*words: str) -> list[Row]:
-    """The lines that a command of the client prints. Raises AssertionError, with all it said, where it breaks off."""
-    command = [node_path(), str(CLIENT / "main.js"), *words]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-    assert not ended.stderr, f"{words}: {ended.stdout}{ended.stderr}"
-    return [json.loads(line) for line in ended.stdout.splitlines()]
+class Node:
+    """A command of the client, under way. Its lines are rows; what it says besides is an error."""
+
+    def __init__(self, *words: str) -> None:
+        command = [node_path(), str(CLIENT / "main.js"), *words]
+        pipe = subprocess.PIPE
+        self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
+
+    def until(self, check: str) -> list[Row]:
+        """The rows up to that of a check."""
+        rows: list[Row] = []
+        while not rows or rows[-1]["check"] != check:
+            line = self._process.stdout.readline()
+            assert line, f"{rows}: {self._process.stderr.read()}"
+            rows.append(json.loads(line))
+        return rows
+
+    def go_on(self) -> None:
+        self._process.stdin.write("\n")
+        self._process.stdin.flush()
+
+    def rest(self) -> list[Row]:
+        """All rows that are left, once it has ended. Raises AssertionError, with all it said, where it breaks off."""
+        out, err = self._process.communicate(timeout=90)
+        assert not err, out + err
+        return [json.loads(line) for line in out.splitlines()]
 
 
 def _prepare(folder: Path, tiny: Tiny) -> Recipe:
@@ -199,23 +229,41 @@ def _bitseam(*words: str, cwd: Path) -> None:
     subprocess.run([sys.executable, "-m", "bitseam.cli.main", *words], cwd=cwd, check=True, capture_output=True)
 
 
-@contextmanager
-def _server(folder: Path) -> Iterator[None]:
-    """`bitseam serve`, from when it listens."""
-    log = folder / "serve.log"
-    with log.open("w") as out:
-        command = [sys.executable, "-m", "bitseam.cli.main", "serve", "recipe.toml"]
-        process = subprocess.Popen(command, cwd=folder, stdout=out, stderr=subprocess.STDOUT)
-    try:
+class _Server:
+    """`bitseam serve` in a process of its own; what it logs is in `log`."""
+
+    def __init__(self, folder: Path) -> None:
+        self._log = folder / "serve.log"
+        with self._log.open("w") as out:
+            command = [sys.executable, "-m", "bitseam.cli.main", "serve", "recipe.toml"]
+            self.process = subprocess.Popen(command, cwd=folder, stdout=out, stderr=subprocess.STDOUT)
+
+    def wait_for(self, words: str) -> None:
         deadline = time.monotonic() + 60
-        while "listening on" not in log.read_text():
-            assert process.poll() is None, log.read_text()
+        while words not in self._log.read_text():
+            assert self.process.poll() is None, self._log.read_text()
             assert time.monotonic() < deadline, "timed out"
             time.sleep(0.05)
-        yield
+
+    def stop(self) -> None:
+        """As an operator does; returns when it knows."""
+        self.process.terminate()
+        self.wait_for("stopping")
+
+    def ended(self) -> None:
+        assert self.process.wait(60) == 0, self._log.read_text()
+
+
+@contextmanager
+def _server(folder: Path) -> Iterator[_Server]:
+    """One that listens."""
+    server = _Server(folder)
+    try:
+        server.wait_for("listening on")
+        yield server
     finally:
-        process.kill()
-        process.wait()
+        server.process.kill()
+        server.process.wait()
 
 
 def _python_answer(recipe: Recipe, weights: str, dictionary: bytes, answered: Row) -> list[int]:
