@@ -3,7 +3,7 @@
 //
 //   node main.js vectors FOLDER                        vectors/*.json in both directions
 //   node main.js refused SETTINGS                      a term that differs is refused by name
-//   node main.js train SETTINGS [--crash-after STEP]   ten steps over a connection that is cut, or on from a checkpoint;
+//   node main.js train SETTINGS [--crash-after STEP]   ten steps, the connection cut, or on from a checkpoint;
 //                               [--pause-in STEP]      waits for a line of input in the middle of a step
 //   node main.js ask SETTINGS                          an answer, streamed
 import { once } from "node:events";

@@ -22,7 +22,7 @@ export class SessionLost extends Error {}
 export class Session {
   resumptions = 0;
 
-  /** dial: () -> Link; held: () -> { run, steps } of the client's checkpoints; patience: seconds to look for a server. */
+  /** dial: () -> Link; held: () -> { run, steps } of our checkpoints; patience: seconds to look for a server. */
   constructor(dial, { purpose, terms, imageTokens, held = () => ({}), patience = 60 }) {
     this.dial = dial;
     this.held = held;

@@ -1,6 +1,6 @@
 // Token ids and marks as Text.symbols: docs/payloads.md, "Symbols of text". A sequence is
-// { image, ids, imageAt, answers }: the number of its image, token ids (null for those that cross as codes), how many tokens stand before the image, and
-// the places of the answers' tokens.
+// { image, ids, imageAt, answers }: the number of its image, token ids (null for those that cross as codes), how many
+// tokens stand before the image, and the places of the answers' tokens.
 import { deflateRawSync, inflateRawSync } from "node:zlib";
 import { refuseUnless } from "./numbers.js";
 

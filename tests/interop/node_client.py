@@ -46,7 +46,7 @@ UP = {"id": "uniform", "levels": 4, "clip": 1.5}
 DOWN = {"id": "stochastic", "levels": 4, "block": "token"}
 Row = dict[str, Any]
 
-# Nothing of the server learns: its model is frozen, its projection fixed. What the loss falls by, the client has learned.
+# The server learns nothing: its model is frozen, its projection fixed. What the loss falls by, the client has learned.
 RECIPE = """
 name = "interop"
 device = "cpu"
@@ -82,8 +82,7 @@ certificates = "{folder}/certs"
 @dataclass
 class Outcome:
     """rows: what each command of the client reported. python_ids: what our own client is answered to the same codes.
-    step_counter: optimiser steps that the server has counted when it is stopped in the middle of one. server_steps: of its
-    checkpoints at the end."""
+    step_counter: optimiser steps that the server has counted when it is stopped. server_steps: its checkpoints at last."""
 
     rows: dict[str, list[Row]]
     python_ids: list[int]
