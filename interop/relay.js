@@ -1,6 +1,7 @@
 // A relay of TCP that a test cuts: what it forwards is TLS, which it cannot read.
 import { once } from "node:events";
 import net from "node:net";
+import { setTimeout as pause } from "node:timers/promises";
 
 export class Relay {
   #pairs = new Set();
@@ -39,9 +40,10 @@ export class Relay {
     for (const socket of [...this.#pairs].flat()) socket.resetAndDestroy();
   }
 
-  /** From now on what the server says is lost; cuts when that were so many bytes, so that an answer is among them. */
+  /** From now on what the server says is lost; cuts when that were as many bytes as an answer has, and a moment passed. */
   async loseAnswer(bytes) {
     await new Promise((enough) => (this.#losing = { left: bytes, enough }));
+    await pause(300); // some of the bytes were HTTP/2's own
     this.cut();
     this.#losing = null;
   }

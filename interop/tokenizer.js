@@ -11,10 +11,11 @@ export function readTokenizer(tokenizerText, configText) {
   const ids = new Map(Object.entries(tokenizer.model.vocab));
   const known = new Set(tokenizer.added_tokens.map(({ content }) => content));
   for (const { content, id } of tokenizer.added_tokens) ids.set(content, id);
+  let next = Math.max(Object.keys(tokenizer.model.vocab).length, ...tokenizer.added_tokens.map(({ id }) => id + 1));
   const added = {};
   for (const content of specialTokens(config)) {
     if (known.has(content)) continue;
-    if (!ids.has(content)) ids.set(content, Math.max(...ids.values()) + 1);
+    if (!ids.has(content)) ids.set(content, next++);
     added[content] = ids.get(content);
   }
   const idOf = (token) => (token ? ids.get(contentOf(token)) : null);

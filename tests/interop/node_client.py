@@ -82,7 +82,7 @@ certificates = "{folder}/certs"
 @dataclass
 class Outcome:
     """rows: what each command of the client reported. python_ids: what our own client is answered to the same codes.
-    step_counter: optimiser steps that the server has counted when it is stopped. server_steps: its checkpoints at last."""
+    step_counter: optimiser steps that the server has counted when it is stopped. server_steps: of its checkpoints."""
 
     rows: dict[str, list[Row]]
     python_ids: list[int]
