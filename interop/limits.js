@@ -18,6 +18,7 @@ export function refuseOver(message, frame, limits) {
     newTokens,
     elements: Math.max(0, ...tensors.map(({ shape }) => shape.reduce((product, n) => product * n, 1))),
     channels: Math.max(0, ...statistics.map(({ mean }) => (mean?.length ?? 0) / 4)),
+    tables: Math.max(0, ...statistics.flatMap(({ tables = [] }) => tables.map((table) => table.frequencies.length))),
     rotation: Math.max(0, ...statistics.map(({ rotation }) => rotation?.length ?? 0)),
   };
   for (const [name, size] of Object.entries(sizes)) {

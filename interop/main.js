@@ -104,7 +104,9 @@ async function ask(task) {
   const step = checkpoints.steps().at(-1);
   const { run, state, dictionary } = checkpoints.read(step);
   vision.load(state);
-  const session = sessionOf(task, "ASK", terms(task, `${run.toString("hex")}@${step}`));
+  const relay = await Relay.open(task.address);
+  const agreed = terms(task, `${run.toString("hex")}@${step}`);
+  const session = sessionOf(task, "ASK", agreed, { address: relay.address });
   await session.open();
   const { tokenizer } = task;
   const { coded } = vision.encode([pictureOf(1)]);
@@ -113,9 +115,16 @@ async function ask(task) {
   const over = { ...question, maxNewTokens: session.welcome.limits.newTokens + 1 };
   const error = await session.ask(over).next().catch((caught) => caught);
   report("what is over a limit is refused at home", error instanceof ProtocolError, { reason: error.message });
-  const ids = [];
-  for await (const [id] of session.ask(question)) ids.push(id);
+  const answer = async () => {
+    const ids = [];
+    for await (const [id] of session.ask(question)) ids.push(id);
+    return ids;
+  };
+  const ids = await answer();
+  const [anew] = await Promise.all([answer(), relay.loseAnswer(1)]);
+  report("an answer that was lost is asked for again", session.resumptions === 1 && String(anew) === String(ids));
   await session.close();
+  relay.close();
   const words = new Map([...tokenizer.ids].map(([word, id]) => [id, word]));
   report("an answer is streamed", ids.length > 1, {
     ids,

@@ -40,7 +40,7 @@ export class Relay {
     for (const socket of [...this.#pairs].flat()) socket.resetAndDestroy();
   }
 
-  /** From now on what the server says is lost; cuts when that were as many bytes as an answer has, and a moment passed. */
+  /** From now on what the server says is lost; cuts a moment after that were as many bytes as an answer has. */
   async loseAnswer(bytes) {
     await new Promise((enough) => (this.#losing = { left: bytes, enough }));
     await pause(300); // some of the bytes were HTTP/2's own

@@ -82,17 +82,32 @@ export class Session {
         if (!(error instanceof LinkBroken) || Date.now() > end) throw error;
       }
     }
-    if (!this.welcome.resumed) throw new SessionLost("the server does not know the session");
     this.resumptions++;
+    const training = this.hello.purpose === Purpose.TRAIN;
+    if (training && !this.welcome.resumed) throw new SessionLost("the server does not know the session");
   }
 
-  /** Yields the ids of each position of the answers, one a sequence, until all have ended. */
+  /**
+   * Yields the ids of each position of the answers, one a sequence, until all have ended. Over a new connection the
+   * answer begins anew, and what has been given already is dropped.
+   */
   async *ask(question) {
-    await this.link.send(this.#frameOf({ ask: question }));
-    for (;;) {
-      const { ids, last } = await this.#receive("tokens");
-      if (ids.length) yield ids; // the last message may have none
-      if (last) return;
+    const frame = this.#frameOf({ ask: question });
+    for (let given = 0; ; ) {
+      try {
+        await this.link.send(frame);
+        for (let position = 0; ; position++) {
+          const { ids, last } = await this.#receive("tokens");
+          if (ids.length && position === given) {
+            given++;
+            yield ids;
+          }
+          if (last) return;
+        }
+      } catch (error) {
+        if (!(error instanceof LinkBroken)) throw error;
+        await this.#resume();
+      }
     }
   }
 
