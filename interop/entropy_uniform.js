@@ -9,6 +9,14 @@ function equal(levels) {
   return Array.from({ length: levels }, (_, i) => share + (i < 65536 % levels ? 1 : 0));
 }
 
+function frequenciesOf(counts) {
+  const sum = counts.reduce((all, count) => all + count, 0);
+  const frequencies = counts.map((count) => 1 + Math.floor((count / sum) * (65536 - counts.length)));
+  const left = 65536 - frequencies.reduce((all, frequency) => all + frequency, 0);
+  frequencies[counts.indexOf(Math.max(...counts))] += left;
+  return frequencies;
+}
+
 export function entropyUniform({ levels, clip, groups, contexts, tables }) {
   const due = groups * contexts;
   refuseUnless(due <= 4096 && (tables.length === 0 || tables.length === due), `${due} tables are due`);
@@ -17,6 +25,15 @@ export function entropyUniform({ levels, clip, groups, contexts, tables }) {
   const values = levelValues(levels, clip);
   const plan = (shape) => order(shape, levels, groups, contexts);
   return {
+    /** Tables for levels like these: frequencies in proportion, each 1 or more. */
+    tablesOf(x, shape) {
+      const indices = levelIndices(x, levels, clip);
+      const counts = Array.from({ length: due }, () => Array(levels).fill(1));
+      for (const batch of plan(shape)) {
+        for (const [at, table] of batch(indices)) counts[table][indices[at]]++;
+      }
+      return counts.map(frequenciesOf);
+    },
     encode(x, shape) {
       const indices = levelIndices(x, levels, clip);
       const pairs = [];

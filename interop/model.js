@@ -26,7 +26,7 @@ export class Vision {
     const draw = random(seed);
     this.features = features;
     this.channels = channels;
-    this.clip = up.clip;
+    this.up = up;
     this.codec = codec(up);
     this.rate = rate;
     this.momentum = momentum;
@@ -35,6 +35,7 @@ export class Vision {
     this.gradient = new Float64Array(features * channels);
     this.mean = new Float32Array(channels);
     this.std = new Float32Array(channels).fill(1);
+    this.tables = [];
   }
 
   #project(row) {
@@ -45,7 +46,7 @@ export class Vision {
     return out;
   }
 
-  /** Takes mean and deviation of each channel over these pictures; they stay as they are from then on. */
+  /** Takes mean and deviation of each channel over these pictures, and tables where the codec has some; they stay. */
   calibrate(pictures) {
     const rows = pictures.flat().map((row) => this.#project(row));
     for (let c = 0; c < this.channels; c++) {
@@ -54,23 +55,41 @@ export class Vision {
       this.mean[c] = mean;
       this.std[c] = Math.sqrt(variance);
     }
+    if (this.codec.tablesOf) this.#use(this.codec.tablesOf(...this.#levels(pictures)));
+  }
+
+  #use(tables) {
+    this.tables = tables;
+    if (tables.length) this.codec = codec({ ...this.up, tables });
+  }
+
+  /** What the server must know to read the codes: the message Statistics. */
+  statistics() {
+    const [mean, std] = [this.mean, this.std].map((x) => Buffer.from(x.buffer));
+    const frequencies = Buffer.from(Uint16Array.from(this.tables.flat()).buffer);
+    return { stream: 0, mean, std, tables: frequencies.length ? [{ rate: 0, frequencies }] : [] };
+  }
+
+  /** Pictures -> each element in deviations of its channel, and the shape of all. */
+  #levels(pictures) {
+    const rows = pictures.flat().map((row) => this.#project(row).map((z, c) => (z - this.mean[c]) / this.std[c]));
+    return [Float32Array.from(rows.flatMap((row) => [...row])), [pictures.length, pictures[0].length, this.channels]];
   }
 
   /** Pictures -> the message Coded, and what `backward` needs. */
   encode(pictures) {
-    const rows = pictures.flat();
-    const normal = rows.map((row) => this.#project(row).map((z, c) => (z - this.mean[c]) / this.std[c]));
-    const shape = [pictures.length, pictures[0].length, this.channels];
-    const payload = this.codec.encode(Float32Array.from(normal.flatMap((row) => [...row])), shape);
-    return { coded: { stream: 0, shape, payload, rate: 0 }, rows, normal };
+    const [normal, shape] = this.#levels(pictures);
+    const payload = this.codec.encode(normal, shape);
+    return { coded: { stream: 0, shape, payload, rate: 0 }, rows: pictures.flat(), normal };
   }
 
   /** Adds to the step's gradient, by that by the levels: straight through, but not beyond the clip. */
   backward({ rows, normal }, byLevels) {
     rows.forEach((row, n) => {
       for (let c = 0; c < this.channels; c++) {
-        if (Math.abs(normal[n][c]) > this.clip) continue;
-        const g = byLevels[n * this.channels + c] / this.std[c];
+        const at = n * this.channels + c;
+        if (Math.abs(normal[at]) > this.up.clip) continue;
+        const g = byLevels[at] / this.std[c];
         row.forEach((x, i) => (this.gradient[i * this.channels + c] += x * g));
       }
     });
@@ -86,12 +105,14 @@ export class Vision {
   }
 
   state() {
-    const { weights, velocity, mean, std } = this;
-    return Object.fromEntries(Object.entries({ weights, velocity, mean, std }).map(([name, x]) => [name, [...x]]));
+    const { weights, velocity, mean, std, tables } = this;
+    const arrays = Object.entries({ weights, velocity, mean, std }).map(([name, x]) => [name, [...x]]);
+    return { ...Object.fromEntries(arrays), tables };
   }
 
-  load(state) {
+  load({ tables, ...arrays }) {
     this.gradient.fill(0);
-    for (const [name, values] of Object.entries(state)) this[name].set(values);
+    for (const [name, values] of Object.entries(arrays)) this[name].set(values);
+    this.#use(tables);
   }
 }

@@ -17,8 +17,7 @@ export class Training {
     const { vocabulary } = this.task.tokenizer;
     this.vision.calibrate(this.batches.flatMap(({ pictures }) => pictures));
     this.dictionary = deflateDictionary(rawSymbols(this.batches.flatMap(({ sequences }) => sequences)), vocabulary);
-    const [mean, std] = [this.vision.mean, this.vision.std].map((x) => Buffer.from(x.buffer));
-    const calibrate = { streams: [{ stream: 0, mean, std }], dictionary: this.dictionary };
+    const calibrate = { streams: [this.vision.statistics()], dictionary: this.dictionary };
     await this.session.request({ calibrate }, "ack");
     await this.save();
   }

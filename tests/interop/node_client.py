@@ -28,13 +28,15 @@ from small_models import saved  # noqa: E402
 
 from bitseam.cli.machine import circumstances, free_port  # noqa: E402
 from bitseam.config import Recipe, load_recipe  # noqa: E402
+from bitseam.serve.sessions import Sessions  # noqa: E402
 from bitseam.sessions.connection import Connection  # noqa: E402
 from bitseam.sessions.ledger import Ledger  # noqa: E402
+from bitseam.sessions.party import ServerParty  # noqa: E402
 from bitseam.sessions.terms import terms  # noqa: E402
 from bitseam.streams import Sender  # noqa: E402
 from bitseam.text.prompts import Prompter  # noqa: E402
 from bitseam.text.symbols import DICTIONARY, read_dictionary, text_message  # noqa: E402
-from bitseam.transport import Tls, connect  # noqa: E402
+from bitseam.transport import Listener, Tls, connect  # noqa: E402
 from bitseam.wire import VERSION  # noqa: E402
 from bitseam.wire import messages_pb2 as pb  # noqa: E402
 
@@ -44,6 +46,8 @@ STEPS, CRASH_AFTER, STOPPED_IN, BATCH, IMAGE_TOKENS = 10, 7, 9, 4, 4
 TRAIN = {"steps": STEPS, "accumulate": 2, "checkpoint_every": 5, "clients": 1, "sharing": "sequential", "round": 50}
 UP = {"id": "uniform", "levels": 4, "clip": 1.5}
 DOWN = {"id": "stochastic", "levels": 4, "block": "token"}
+ENTROPY_UP = {"id": "entropy-uniform", "groups": 4, "contexts": 5}
+ENTROPY_DOWN = {"id": "entropy-stochastic", "step": 1.0}
 Row = dict[str, Any]
 
 # The server learns nothing: its model is frozen, its projection fixed. What the loss falls by, the client has learned.
@@ -96,8 +100,14 @@ class Outcome:
         return next(row for row in self.rows[command] if row["check"] == check)
 
 
-def _loss_falls(o: Outcome) -> bool:
-    return o.steps("train again")[STEPS]["loss"] < 0.8 * o.steps("train")[1]["loss"]
+def _falls(steps: dict[int, Row]) -> bool:
+    return steps[STEPS]["loss"] < 0.8 * steps[1]["loss"]
+
+
+def _bytes(o: Outcome, command: str) -> int:
+    """Of the codes and the gradient of a micro-batch in step 1."""
+    row = o.steps(command)[1]
+    return BATCH * row["up_bytes_an_image"] + row["down_bytes"]
 
 
 def _repeated_steps_agree(o: Outcome) -> bool:
@@ -110,7 +120,7 @@ CHECKS: dict[str, Callable[[Outcome], bool]] = {
     "ten steps, two of them again from a checkpoint": lambda o: (
         [*o.steps("train"), *o.steps("train again")] == [1, 2, 3, 4, 5, 6, 7, 6, 7, 8, 9, 10]
     ),
-    "the loss falls by what the client learns": _loss_falls,
+    "the loss falls by what the client learns": lambda o: _falls(o.steps("train") | o.steps("train again")),
     "a step has the same loss when it is taken again": _repeated_steps_agree,
     "no step is taken twice over a broken connection": lambda o: o.step_counter == CRASH_AFTER + 3,
     "codes of an image take 2 bits an element": lambda o: (
@@ -118,6 +128,9 @@ CHECKS: dict[str, Callable[[Outcome], bool]] = {
     ),
     "gradients take 2 bits an element and a scale a token": lambda o: (
         {row["down_bytes"] for row in o.steps("train").values()} == {BATCH * IMAGE_TOKENS * (2 + WIDTH * 2 // 8)}
+    ),
+    "codes and gradients at their entropy: fewer bytes, and the loss falls": lambda o: (
+        _falls(o.steps("train at the entropy")) and _bytes(o, "train at the entropy") < _bytes(o, "train")
     ),
     "a server that is being stopped gets its checkpoint": lambda o: (
         [step for step, row in o.steps("train again").items() if row["stopping"]] == [STOPPED_IN]
@@ -154,6 +167,7 @@ def play(folder: Path, tiny: Tiny) -> Outcome:
         run = json.loads((folder / f"client/step-{STEPS}.json").read_text())
         answered = next(row for row in rows["ask"] if "ids" in row)
         ids = _python_answer(recipe, f"{run['run']}@{STEPS}", bytes.fromhex(run["dictionary"]), answered)
+        rows["train at the entropy"] = _train_at_the_entropy(folder)
     written = sorted(int(path.name.removeprefix("step-")) for path in (folder / "run/server").glob("step-*"))
     return Outcome(rows, ids, counter, written)
 
@@ -263,6 +277,25 @@ def _server(folder: Path) -> Iterator[_Server]:
     finally:
         server.process.kill()
         server.process.wait()
+
+
+def _train_at_the_entropy(folder: Path) -> list[Row]:
+    """The same training with codes and gradients at their entropy; the server is a thread of this process."""
+    again = folder / "entropy"
+    again.mkdir()
+    codecs = {"streams.image.codec": ENTROPY_UP, "streams.image.gradient": ENTROPY_DOWN, "out": str(again)}
+    recipe = load_recipe(folder / "recipe.toml", codecs)
+    tls = Tls.from_folder(folder / "certs", "server")
+    listener = Listener("localhost:0", Sessions(ServerParty(recipe, str)), tls)
+    listener.start()
+    try:
+        settings = json.loads((folder / "settings.json").read_text())
+        settings |= {"address": f"localhost:{listener.port}", "certificates": "../certs"}
+        settings |= {"up": ENTROPY_UP | {"levels": 4, "clip": 1.5}, "down": ENTROPY_DOWN}
+        (again / "settings.json").write_text(json.dumps(settings))
+        return Node("train", str(again / "settings.json")).rest()
+    finally:
+        listener.stop()
 
 
 def _python_answer(recipe: Recipe, weights: str, dictionary: bytes, answered: Row) -> list[int]:

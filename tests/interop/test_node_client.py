@@ -14,7 +14,7 @@ def outcome(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Outcome:
     return play(tmp_path_factory.mktemp("interop"), tiny)
 
 
-@pytest.mark.parametrize("command", ["vectors", "refused", "train", "train again", "ask"])
+@pytest.mark.parametrize("command", ["vectors", "refused", "train", "train again", "ask", "train at the entropy"])
 def test_the_client_reports_no_failure(outcome: Outcome, command: str) -> None:
     rows = outcome.rows[command]
     assert rows
