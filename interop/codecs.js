@@ -5,45 +5,27 @@ import { decodeStochasticEntropy } from "./entropy_stochastic.js";
 import { canonical, readFloats, refuseUnless, sizeOf, writeFloats } from "./numbers.js";
 import { entropyUniform } from "./entropy_uniform.js";
 import { pack, packedLength, unpack } from "./packing.js";
-
-export const sizeOfShape = (shape) => shape.reduce((product, n) => product * n, 1);
-export const channelsOf = (shape) => shape.at(-1) ?? 1;
-
-/** The float32 value of each of `levels` even levels on [-clip, clip]. */
-export function levelValues(levels, clip) {
-  return Float32Array.from({ length: levels }, (_, k) => (2 * k - (levels - 1)) * (clip / (levels - 1)));
-}
-
-/** The index of the nearest level, of the upper one where two are equally near. */
-export function levelIndices(values, levels, clip) {
-  const { fround } = Math;
-  const scale = fround((levels - 1) / (2 * clip));
-  return Uint32Array.from(values, (x) => {
-    refuseUnless(Number.isFinite(x), "an element is not finite");
-    const steps = Math.min(Math.max(fround(fround(x) * scale), -levels / 2), levels / 2 - 1);
-    return Math.floor(fround(steps + levels / 2));
-  });
-}
+import { channelsOf, elements, levelIndices, levelValues } from "./tensors.js";
 
 const floats = (format) => ({
   encode: (values) => writeFloats(values, format),
-  decode: (bytes, shape) => readFloats(bytes, format, sizeOfShape(shape)),
+  decode: (bytes, shape) => readFloats(bytes, format, elements(shape)),
 });
 
 function uniform({ levels, clip }) {
   const values = levelValues(levels, clip);
   return {
     encode: (x) => pack(levelIndices(x, levels, clip), levels),
-    decode: (bytes, shape) => Float32Array.from(unpack(bytes, sizeOfShape(shape), levels), (k) => values[k]),
+    decode: (bytes, shape) => Float32Array.from(unpack(bytes, elements(shape), levels), (k) => values[k]),
   };
 }
 
-/** Levels of a block's scale, drawn at random by the encoder, which this client needs not. */
+/** Levels of a block's scale, drawn at random by the encoder; this client only reads them. */
 function stochastic({ levels, block }) {
   const values = levelValues(levels, 1);
   return {
     decode(bytes, shape) {
-      const count = sizeOfShape(shape);
+      const count = elements(shape);
       if (!count) return readFloats(bytes, "bf16", 0);
       const size = Math.min(block === "token" ? channelsOf(shape) : block, count);
       const blocks = Math.ceil(count / size);

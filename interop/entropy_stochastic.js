@@ -1,6 +1,7 @@
 // Whole multiples of one step at their entropy, read: docs/payloads.md, "entropy-stochastic".
 import { SymbolReader, cumulate } from "./ans.js";
 import { readFloats, refuseUnless } from "./numbers.js";
+import { channelsOf, elements } from "./tensors.js";
 
 const CLASSES = 16;
 const TABLES = Array.from({ length: CLASSES }, (_, c) => (c ? cumulate(laplacian(c)) : null));
@@ -30,8 +31,8 @@ function classTable(shares) {
 }
 
 export function decodeStochasticEntropy(bytes, shape) {
-  const count = shape.reduce((product, n) => product * n, 1);
-  const channels = shape.at(-1) ?? 1;
+  const count = elements(shape);
+  const channels = channelsOf(shape);
   const out = new Float32Array(count);
   if (!count) {
     refuseUnless(bytes.length === 0, "entropy-stochastic: bytes of no elements");

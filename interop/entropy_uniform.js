@@ -1,7 +1,7 @@
 // Levels at their entropy: docs/payloads.md, "entropy-uniform".
 import { SymbolReader, cumulate, writeSymbols } from "./ans.js";
-import { levelIndices, levelValues } from "./codecs.js";
 import { refuseUnless } from "./numbers.js";
+import { channelsOf, elements, levelIndices, levelValues } from "./tensors.js";
 
 /** Equal frequencies, as they are until others were sent. */
 function equal(levels) {
@@ -43,7 +43,7 @@ export function entropyUniform({ levels, clip, groups, contexts, tables }) {
       return writeSymbols(pairs);
     },
     decode(bytes, shape) {
-      const count = shape.reduce((product, n) => product * n, 1);
+      const count = elements(shape);
       const indices = new Uint32Array(count);
       const reader = new SymbolReader(bytes, count);
       for (const batch of plan(shape)) {
@@ -60,8 +60,8 @@ export function entropyUniform({ levels, clip, groups, contexts, tables }) {
  * elements as [place in C order, number of the table].
  */
 function* order(shape, levels, groups, contexts) {
-  const channels = shape.at(-1) ?? 1;
-  const count = shape.reduce((product, n) => product * n, 1);
+  const channels = channelsOf(shape);
+  const count = elements(shape);
   const rows = channels ? count / channels : 0;
   const group = (channel) => Math.floor((channel * groups) / channels);
   const middle = (contexts - 1) / 2;

@@ -1,5 +1,6 @@
 // What the Welcome allows in this session: docs/protocol.md, "Limits". What is over one is refused before it is sent.
 import { refuseUnless } from "./numbers.js";
+import { elements } from "./tensors.js";
 
 export function refuseOver(message, frame, limits) {
   const [body] = Object.values(message);
@@ -16,7 +17,7 @@ export function refuseOver(message, frame, limits) {
     imageTokens,
     positions: longest + imageTokens + newTokens,
     newTokens,
-    elements: Math.max(0, ...tensors.map(({ shape }) => shape.reduce((product, n) => product * n, 1))),
+    elements: Math.max(0, ...tensors.map(({ shape }) => elements(shape))),
     channels: Math.max(0, ...statistics.map(({ mean }) => (mean?.length ?? 0) / 4)),
     tables: Math.max(0, ...statistics.flatMap(({ tables = [] }) => tables.map((table) => table.frequencies.length))),
     rotation: Math.max(0, ...statistics.map(({ rotation }) => rotation?.length ?? 0)),

@@ -9,13 +9,14 @@ export const FEATURES = 12;
 export const TOKENS = 4; // of a picture
 const BATCH = 4; // pictures of a micro-batch
 
-/** The settings file is JSON; its paths are relative to it. */
+/** The settings file is JSON; its paths are relative to it, and `certificates` is null for plaintext. */
 export function readTask(path) {
   const settings = JSON.parse(readFileSync(path, "utf8"));
   const folder = (name) => resolve(dirname(path), settings[name]);
   const file = (name) => readFileSync(join(folder("tokenizer"), name), "utf8");
   const tokenizer = readTokenizer(file("tokenizer.json"), file("tokenizer_config.json"));
-  return { ...settings, certificates: folder("certificates"), checkpoints: folder("checkpoints"), tokenizer };
+  const certificates = settings.certificates && folder("certificates");
+  return { ...settings, certificates, checkpoints: folder("checkpoints"), tokenizer };
 }
 
 /** weights: `RUN@STEP` of the half that asks; undefined where halves are to be trained. */

@@ -8,6 +8,7 @@ import { laplacian } from "./entropy_stochastic.js";
 import { ProtocolError, canonical } from "./numbers.js";
 import { pack, unpack } from "./packing.js";
 import { rawSymbols, readSymbols, readText, writeText } from "./symbols.js";
+import { elements } from "./tensors.js";
 import { readTokenizer } from "./tokenizer.js";
 
 const bytesOf = (hex) => Uint8Array.from(Buffer.from(hex, "hex"));
@@ -25,7 +26,7 @@ function numbers(given, count) {
 function checkCodec(vector) {
   const given = JSON.parse(vector.codec);
   const { shape, input, payload, decoded } = vector;
-  const count = shape.reduce((product, n) => product * n, 1);
+  const count = elements(shape);
   if (vector.refused) {
     const encode = () => codec(given).encode(numbers(input, count), shape);
     return refused(payload === undefined ? encode : () => codec(given).decode(bytesOf(payload), shape));
