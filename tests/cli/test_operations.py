@@ -119,7 +119,8 @@ def test_a_refusal_is_counted_and_a_port_in_use_is_named(work: Work) -> None:  #
         address = json.loads(note.read_text())["metrics"]
         with urllib.request.urlopen(address) as answer:
             assert 'bitseam_refusals_total{fault="terms_differ"} 1.0' in answer.read().decode()
-        taken = ("--set", f"network.metrics={address.split('/')[2]}", "--set", "network.address=localhost:0")
-        status, output = work.run("serve", str(work.recipe), *taken)
+        other = ("--set", "network.address=localhost:0", "--set", f"out={work.folder / 'other'}")
+        taken = address.split("/")[2]
+        status, output = work.run("serve", str(work.recipe), *other, "--set", f"network.metrics={taken}")
         assert status == 1
-        assert "cannot listen there" in output
+        assert f"network.metrics {taken}: the port is in use by another process; choose another" in output

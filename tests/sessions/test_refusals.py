@@ -109,26 +109,40 @@ def test_text_that_is_damaged_is_refused_by_name(tiny: Tiny) -> None:
     assert split.party.step == 0
 
 
+HUGE = tuple(np.array([number], "<f4").tobytes() for number in (65536, -1e38))
 NOT_FINITE = np.array([np.nan], "<f4").tobytes(), np.array([np.inf], "<f4").tobytes()
 
 
-@pytest.mark.parametrize(("field", "value"), [(f, v) for f in ("mean", "std") for v in NOT_FINITE])
-def test_statistics_that_are_not_finite_are_the_clients_fault(tiny: Tiny, field: str, value: bytes) -> None:
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [(f, v) for f in ("mean", "std") for v in (*NOT_FINITE, HUGE[0])] + [("mean", HUGE[1])],
+)
+def test_statistics_that_nobody_can_compute_with_are_the_clients_fault(tiny: Tiny, field: str, value: bytes) -> None:
     recipe = make_recipe(tiny)
     told = {"mean": bytes(4 * 32), "std": np.ones(32, "<f4").tobytes()}
     told[field] = value + told[field][4:]
-    with pytest.raises(RefusedError, match=rf"\(bad message\): statistics: {field}"), pair(recipe) as split:
+    with pytest.raises(RefusedError, match=rf"\(bad message\): image: statistics: {field}"), pair(recipe) as split:
         split.client._connection.exchange(pb.Calibrate(streams=[pb.Statistics(**told)]), pb.Ack)
 
 
-def test_codes_that_are_not_finite_are_the_clients_fault(tiny: Tiny) -> None:
-    recipe = make_recipe(tiny, streams__image={"quantizer": "none", "codec": "fp16", "gradient": "fp32"})
-    image = pb.Coded(shape=[1, 4, 32], payload=b"\x00\x7e" * 128)
+def test_statistics_may_be_large(tiny: Tiny) -> None:
+    with pair(make_recipe(tiny)) as split:
+        most = np.full(32, 65504, "<f4").tobytes()
+        split.client._connection.exchange(pb.Calibrate(streams=[pb.Statistics(mean=most, std=most)]), pb.Ack)
+        assert float(split.party.model.receivers()["image"].projection.mean[0]) == 65504
+
+
+@pytest.mark.parametrize(
+    ("codec", "number", "complaint"),
+    [("fp16", b"\x00\x7e", "payload of codec fp16"), ("bf16", b"\x80\x47", "65536 is too large to compute with")],
+)
+def test_features_that_nobody_can_compute_with_are_the_clients_fault(
+    tiny: Tiny, codec: str, number: bytes, complaint: str
+) -> None:
+    recipe = make_recipe(tiny, streams__image={"quantizer": "none", "codec": codec, "gradient": "fp32"})
+    image = pb.Coded(shape=[1, 4, 32], payload=number * 128)
     text = text_message(Prompter(recipe.text).batch(["dog ?"], ["no"]), 16)
-    with (
-        pytest.raises(RefusedError, match=r"\(bad message\): image codes: payload of codec fp16"),
-        pair(recipe) as split,
-    ):
+    with pytest.raises(RefusedError, match=rf"\(bad message\): image codes: {complaint}"), pair(recipe) as split:
         split.client._connection.exchange(pb.Forward(step=1, streams=[image], text=text), pb.Backward)
 
 
@@ -136,6 +150,16 @@ def test_weights_that_are_not_finite_are_the_clients_fault(tiny: Tiny) -> None:
     recipe = make_recipe(tiny, train__sharing="averaged", train__clients=2)
     with pytest.raises(RefusedError, match=r"\(bad message\): weights: payload of codec fp32"), pair(recipe) as split:
         sent = pb.Average(weights=pb.Coded(shape=[1], payload=NOT_FINITE[0]))
+        split.client._connection.exchange(sent, pb.Averaged)
+
+
+def test_an_average_of_no_step_is_the_clients_fault(tiny: Tiny) -> None:
+    recipe = make_recipe(tiny, train__sharing="averaged", train__clients=2)
+    with (
+        pytest.raises(RefusedError, match=r"\(bad message\): average of step 0: no step is whole"),
+        pair(recipe) as split,
+    ):
+        sent = pb.Average(weights=pb.Coded(shape=[1], payload=bytes(4)))
         split.client._connection.exchange(sent, pb.Averaged)
 
 

@@ -81,23 +81,21 @@ def test_a_piece_that_is_too_large_is_refused(plaintext: bool) -> None:
 FRAMES = [b"first", bytes(range(256)) * (PIECE // 128), b"last"]  # the second in two pieces
 
 
-@pytest.mark.parametrize(
-    "harm",
-    [
-        lambda sent: sent[:1] + sent[2:],
-        lambda sent: sent[:1] + sent[3:],
-        lambda sent: sent[1:],
-        lambda sent: [sent[0], *sent],
-        lambda sent: [*sent[:2], *sent[1:]],
-        lambda sent: [sent[1], sent[0], *sent[2:]],
-        lambda sent: [*sent[:2], sent[3], sent[2]],
-        lambda sent: [sent[0], sent[1][:900] + b"!" + sent[1][901:], *sent[2:]],
-        lambda sent: [sent[0].replace(b"\x10\x01", b"\x10\x00"), *sent[1:]],
-        lambda sent: [sent[0], sent[1] + b"\x10\x01", *sent[2:]],
-    ],
-    ids=["piece lost", "frame lost", "first lost", "frame twice", "piece twice", "frames moved", "pieces moved", "bit"]
-    + ["end lost", "end made"],
-)
+HARM: dict[str, Callable[[list[bytes]], Any]] = {
+    "a piece lost": lambda sent: sent[:1] + sent[2:],
+    "a frame lost": lambda sent: [sent[0], sent[3]],
+    "the first frame lost": lambda sent: sent[1:],
+    "a frame twice": lambda sent: [sent[0], *sent],
+    "a piece twice": lambda sent: [*sent[:2], *sent[1:]],
+    "a piece moved": lambda sent: [sent[1], sent[0], *sent[2:]],
+    "a frame moved": lambda sent: [sent[0], sent[3], *sent[1:3]],
+    "a byte changed": lambda sent: [sent[0], sent[1][:900] + b"!" + sent[1][901:], *sent[2:]],
+    "an end lost": lambda sent: [sent[0].replace(b"\x10\x01", b"\x10\x00"), *sent[1:]],
+    "an end made": lambda sent: [sent[0], sent[1] + b"\x10\x01", *sent[2:]],
+}
+
+
+@pytest.mark.parametrize("harm", HARM.values(), ids=HARM)
 def test_in_plaintext_nothing_is_lost_repeated_moved_or_changed_unseen(harm: Callable[[list[bytes]], Any]) -> None:
     cutter, assembly = Pieces(plaintext=True), Assembly(plaintext=True)
     sent = [part for frame in FRAMES for part in cutter.cut(frame)]

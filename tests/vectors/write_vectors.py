@@ -1,4 +1,4 @@
-"""Writes vectors/*.json: what docs/payloads.md says, as numbers and bytes (`make vectors`)."""
+"""Writes vectors/*.json: what docs/payloads.md and docs/protocol.md say, as numbers and bytes (`make vectors`)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+import frame_cases
 import numpy as np
+import session_case
 import text_cases
 import tokenizer_cases
 import vector_cases
@@ -56,6 +58,7 @@ WRONG: tuple[dict[str, Any], ...] = (
 def documents() -> dict[str, Any]:
     """File name, without .json -> what it holds."""
     return {
+        "frames": {"vectors": frame_cases.vectors(), "pieces": frame_cases.pieces()},
         "configurations": _configurations(),
         "packing": _packing(),
         "tables": _tables_of_codecs(),
@@ -104,7 +107,8 @@ def _tables_of_codecs() -> dict[str, Any]:
 
 def main() -> None:
     FOLDER.mkdir(exist_ok=True)
-    for name, document in documents().items():
+    session = {"session": {"frames": session_case.rows()}}
+    for name, document in (documents() | session).items():
         (FOLDER / f"{name}.json").write_text(text_of(document))
 
 

@@ -9,7 +9,7 @@ import pytest
 from wire_examples import DIFFERENCE, GOLDEN, TEXT, due, listener_at, speaker_at, wrap
 
 from bitseam.errors import LimitError, MalformedError, WireError
-from bitseam.wire import Limits, same_terms
+from bitseam.wire import Limits, Protocol, same_terms
 from bitseam.wire import messages_pb2 as pb
 
 
@@ -48,6 +48,8 @@ MALFORMED: list[tuple[str, type[Any], Callable[[Any], Any]]] = [
     ("run: 0 bytes", pb.Welcome, lambda m: m.ClearField("run")),
     ("session: 15 bytes", pb.Welcome, lambda m: setattr(m, "session", bytes(15))),
     ("session: 17 bytes", pb.Welcome, lambda m: setattr(m, "session", bytes(17))),
+    ("limits: absent", pb.Welcome, lambda m: m.ClearField("limits")),
+    ("step: 300, where the session was resumed", pb.Welcome, lambda m: setattr(m, "resumed", True)),
     ("fault: 0 is unknown", pb.Refuse, lambda m: m.ClearField("fault")),
     ("fault: 99 is unknown", pb.Refuse, lambda m: setattr(m, "fault", 99)),
     ("stream 2: statistics of 4 and 0 bytes", pb.Forward, lambda m: m.news.streams.add(stream=2, mean=bytes(4))),
@@ -81,6 +83,18 @@ def test_a_broken_rule_is_named(complaint: str, kind: type[Any], change: Callabl
 def test_a_session_and_a_run_have_sixteen_bytes_and_may_be_left_out_of_a_hello() -> None:
     for session, run in ((b"", b""), (bytes(16), b""), (b"", bytes(16)), (bytes(16), bytes(16))):
         hear(pb.Hello(version=1, purpose=pb.TRAIN, session=session, run=run))
+
+
+def test_a_client_narrows_its_limits_to_those_it_is_told_and_widens_none() -> None:
+    told = Limits(batch=3, new_tokens=10**6).told()
+    client, server = Protocol("client"), Protocol("server")
+    server.receive(client.send(GOLDEN[pb.Hello][0]))
+    client.receive(server.send(pb.Welcome(session=bytes(16), run=bytes(16), limits=told)))
+    assert client.limits == Limits(batch=3)
+    with pytest.raises(LimitError, match=r"^text.sequences: 4; the limit is 3$"):
+        client.send(text(4, 0))
+    client.send(text(3, 0))
+    assert server.limits == Limits()
 
 
 def test_one_new_token_may_be_asked_for() -> None:

@@ -62,7 +62,7 @@ def test_states() -> None:
 
 
 def test_faults() -> None:
-    assert [(int(number), name) for number, name, _ in table("Faults")] == [(v, k) for k, v in pb.Fault.items()]
+    assert [(int(number), name) for number, name, *_ in table("Faults")] == [(v, k) for k, v in pb.Fault.items()]
 
 
 def general(term: str) -> str:

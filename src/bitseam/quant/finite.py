@@ -1,9 +1,11 @@
-"""One check, used wherever a tensor meets a quantizer or a codec."""
+"""Checks that are used wherever a tensor meets a quantizer or a codec."""
 
 import torch
 from torch import Tensor
 
-from bitseam.errors import NonFiniteError
+from bitseam.errors import CodecError, NonFiniteError
+
+LARGEST = 65504.0  # of float16: sums of squares of such features are finite in float32
 
 
 def require_finite(x: Tensor, name: str) -> None:
@@ -21,3 +23,10 @@ def require_finite(x: Tensor, name: str) -> None:
         f"{name}: {int(bad.sum())} of {x.numel()} values are NaN or infinite, the first ({x[first].item()}) at index "
         f"{first}; look at what computed it"
     )
+
+
+def require_usable(value: Tensor, what: str) -> None:
+    """Refuse features, or statistics of features, that no model computes with: over LARGEST. Raises CodecError."""
+    largest = float(value.abs().amax()) if value.numel() else 0.0
+    if largest > LARGEST:
+        raise CodecError(f"{what}: {largest:g} is too large to compute with; the most is {LARGEST:g}")

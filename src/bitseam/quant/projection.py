@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from bitseam.errors import CodecError
-from bitseam.quant.finite import require_finite
+from bitseam.quant.finite import require_finite, require_usable
 from bitseam.quant.principal import ONE
 from bitseam.quant.rd_fsq import semi_orthogonal
 
@@ -36,12 +36,14 @@ class LevelProjection(nn.Linear):
     def calibrate(self, mean: Tensor, std: Tensor) -> None:
         """Take the statistics (C,) that the client normalises by from now on.
 
-        Raises CodecError for another shape or a deviation that is not positive, NonFiniteError for NaN or infinity.
+        Raises CodecError for another shape, a deviation that is not positive or a number over `LARGEST`,
+        NonFiniteError for NaN or infinity.
         """
         for name, value in (("mean", mean), ("std", std)):
             if value.shape != (self.in_features,):
                 raise CodecError(f"statistics: {name} has shape {tuple(value.shape)}, not ({self.in_features},)")
             require_finite(value, f"statistics: {name}")
+            require_usable(value, f"statistics: {name}")
         if not (std > 0).all():
             raise CodecError("statistics: std must be positive in every channel")
         self.mean.copy_(mean)

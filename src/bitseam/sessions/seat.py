@@ -15,8 +15,9 @@ class Seat:
     """One client's.
 
     step: its last whole step. connection: through which it speaks, its newest. micro: micro-batches of the next step
-    that are in; loss, answer_tokens and gradients: their sums. request: digest of the last Forward, and answer: its Backward, which a repeated one gets again.
-    averaged: the step of its last average, and average: what that gave, of how many clients.
+    that are in; loss, answer_tokens and gradients: their sums. request: digest of the last Forward, and answer: its
+    Backward, which a repeated one gets again. averaged: the step of its last average, and average: what that gave, of
+    how many clients.
     """
 
     name: str

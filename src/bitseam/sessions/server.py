@@ -6,8 +6,7 @@ import logging
 import math
 import secrets
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from contextvars import ContextVar
 from functools import partial
 from hashlib import blake2b
@@ -27,6 +26,7 @@ from bitseam.errors import (
     WireError,
     printable,
 )
+from bitseam.sessions.faults import fault_of, theirs
 from bitseam.sessions.ledger import Ledger
 from bitseam.sessions.limits import require_context, require_image, require_rows
 from bitseam.sessions.party import ServerParty, StepReport
@@ -43,15 +43,6 @@ log = logging.getLogger(__name__)
 
 current_session: ContextVar[ServerSession | None] = ContextVar("current_session", default=None)  # for logs
 _WEIGHTS = Fp32()  # of client halves that are averaged
-
-
-@contextmanager
-def _theirs() -> Iterator[None]:
-    """While this lasts, NaN and infinity come from the client: a CodecError like any other of its bytes."""
-    try:
-        yield
-    except NonFiniteError as error:
-        raise CodecError(str(error)) from error
 
 
 class ServerSession:
@@ -105,22 +96,10 @@ class ServerSession:
                     raise PeerGoneError(f"the client stopped: {printable(message.reason)}")
         except PeerGoneError:
             raise  # it may come back, and finds its seat
-        except (WireError, CodecError) as error:
+        except Exception as error:
             self._leave()
-            ours = isinstance(error, NonFiniteError)  # what arrives is read by `_theirs`
-            self._refuse(pb.SERVER_ERROR if ours else pb.BAD_MESSAGE, str(error))
-            raise
-        except QuotaError as error:
-            self._leave()
-            self._refuse(pb.OVER_QUOTA, str(error))
-            raise
-        except BitseamError as error:
-            self._leave()
-            self._refuse(pb.SERVER_ERROR, str(error))
-            raise
-        except Exception:
-            self._leave()
-            self._refuse(pb.SERVER_ERROR, "internal error; see the server's log")
+            if not isinstance(error, RefusedError) or isinstance(error, QuotaError):  # else it has been told
+                self._refuse(*fault_of(error))
             raise
         finally:
             if self._seat is not None and self._seat.connection is self:
@@ -213,8 +192,10 @@ class ServerSession:
         seat = self._require_seat()
         if message.step != seat.step:
             raise WireError(f"average of step {message.step} where {seat.step} is the last whole one")
-        with _theirs():
+        with theirs():
             weights = decode(_WEIGHTS, message.weights, tuple(message.weights.shape), "weights", torch.device("cpu"))
+        if not message.step:
+            raise WireError("average of step 0: no step is whole yet")
         mean, clients = self._party.averaging.average(seat, int(message.step), weights)
         self._peer.send(pb.Averaged(step=message.step, weights=encode(_WEIGHTS, mean), clients=clients))
 
@@ -225,13 +206,13 @@ class ServerSession:
             raise StateError("this connection is over: its client has come back through another")
         return seat
 
-    @_theirs()
+    @theirs()
     def _calibrate(self, message: pb.Calibrate) -> None:
         self._require_seat()
         self._party.face(self.client)
         self._party.learn(self.client, message)
 
-    @_theirs()
+    @theirs()
     def _read(self, message: pb.Forward | pb.Ask) -> tuple[TextBatch, dict[str, Tensor]]:
         """The batch, and levels (..., C) of each stream. Raises CodecError for a stream too few or too many."""
         party, model = self._party, self._party.model

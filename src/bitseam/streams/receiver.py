@@ -10,6 +10,7 @@ from bitseam.codecs import Delta
 from bitseam.codecs.delta import Changes
 from bitseam.errors import CodecError
 from bitseam.quant import LevelProjection
+from bitseam.quant.finite import require_usable
 from bitseam.streams.build import build_projection
 from bitseam.streams.coded import decode, encode
 from bitseam.streams.stream import Stream
@@ -32,10 +33,13 @@ class Receiver(Stream):
             return
         if not isinstance(self.projection, LevelProjection):
             raise CodecError(f"{self.name}: statistics for a quantizer that has none")
-        if told.rotation:
-            self.projection.rotate(_tensor(told.rotation, torch.int8))
-        if told.mean:
-            self.projection.calibrate(_tensor(told.mean, torch.float32), _tensor(told.std, torch.float32))
+        try:
+            if told.rotation:
+                self.projection.rotate(_tensor(told.rotation, torch.int8))
+            if told.mean:
+                self.projection.calibrate(_tensor(told.mean, torch.float32), _tensor(told.std, torch.float32))
+        except CodecError as error:
+            raise type(error)(f"{self.name}: {error}") from error
 
     def changes(self) -> Changes | None:
         """A memory for the samples of a client, where the codec sends what has changed of each; else None."""
@@ -55,10 +59,14 @@ class Receiver(Stream):
         """
         codec, shape = self.codec(coded.rate), (*shape, self.channels)
         if known is not None:
-            return self._changed(known, coded, shape).to(device)
-        if coded.samples:
+            levels = self._changed(known, coded, shape).to(device)
+        elif coded.samples:
             raise CodecError(f"{self.name} codes: numbers of samples, where nobody remembers them")
-        return decode(codec, coded, shape, f"{self.name} codes", device)
+        else:
+            levels = decode(codec, coded, shape, f"{self.name} codes", device)
+        if not isinstance(self.projection, LevelProjection):  # these are features; levels are no larger than the clip
+            require_usable(levels, f"{self.name} codes")
+        return levels
 
     def _changed(self, known: Changes, coded: pb.Coded, shape: tuple[int, ...]) -> Tensor:
         if tuple(coded.shape) != shape or len(coded.samples) != shape[0]:
