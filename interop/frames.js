@@ -15,7 +15,7 @@ export const Purpose = root.lookupEnum("bitseam.v1.Purpose").values;
 const PIECE_BYTES = 1 << 20;
 const FRAME_BYTES = 1 << 29;
 
-/** Decodes what has one way to be written: known fields, each once, in order, as short as can be. */
+/** Decodes a message of known fields alone. */
 function decode(type, bytes) {
   let message;
   try {
@@ -23,9 +23,9 @@ function decode(type, bytes) {
   } catch (error) {
     refuseUnless(false, `no ${type.name}: ${error.message}`);
   }
-  // A field that we do not know is dropped as it is read, and so is a second member of an Envelope.
-  const again = type.encode(message).finish();
-  refuseUnless(Buffer.compare(again, bytes) === 0, `${type.name}: a field that the protocol does not name`);
+  // A field that we do not know is dropped as it is read, and so is a message before another one.
+  const known = type.encode(message).finish().length;
+  refuseUnless(known === bytes.length, `${type.name}: a field that the protocol does not name`);
   return message;
 }
 
@@ -38,6 +38,12 @@ export function readFrame(bytes) {
   const { body } = envelope;
   refuseUnless(body, "a frame holds no message");
   return { [body]: Envelope.toObject(envelope, { defaults: true, longs: Number, arrays: true })[body] };
+}
+
+/** A frame's message as protobuf prints JSON, but with names as JavaScript has them: for comparisons. */
+export function jsonOfFrame(bytes) {
+  const envelope = decode(Envelope, bytes);
+  return Envelope.toObject(envelope, { bytes: String, longs: String, enums: String })[envelope.body];
 }
 
 /** Cuts the frames of one direction of a call into pieces, as bytes. plaintext: with checksums. */
@@ -73,7 +79,9 @@ export class PieceReader {
 
   /** The frame that ends with this piece; undefined where it goes on. */
   take(bytes) {
-    const { data, last, crc } = decode(Piece, bytes);
+    const piece = decode(Piece, bytes);
+    const { last, crc } = piece;
+    const data = Buffer.from(piece.data); // an array where it is absent
     refuseUnless(data.length <= PIECE_BYTES, `a piece of ${data.length} bytes`);
     refuseUnless(last || data.length, "an empty piece that is not the last");
     this.#size += data.length;

@@ -2,12 +2,30 @@
 import { refuseUnless } from "./numbers.js";
 import { elements } from "./tensors.js";
 
+// No server may widen these.
+const DEFAULTS = {
+  frameBytes: 2 ** 29,
+  batch: 4096,
+  tokens: 2 ** 20,
+  sequenceTokens: 2 ** 20,
+  imageTokens: 2 ** 20,
+  positions: 2 ** 32 - 1,
+  newTokens: 4096,
+  elements: 2 ** 28,
+  channels: 65536,
+  tables: 2 ** 21,
+  rotation: 2 ** 24,
+};
+
+const most = (sizes) => Math.max(0, ...sizes);
+
 export function refuseOver(message, frame, limits) {
   const [body] = Object.values(message);
   const tensors = body.streams?.filter(({ shape }) => shape) ?? [];
-  const statistics = (message.calibrate?.streams ?? []).concat(message.forward?.news?.streams ?? []);
+  const news = message.calibrate ?? message.forward?.news;
+  const statistics = news?.streams ?? [];
   const longest = body.text?.longest ?? 0;
-  const imageTokens = Math.max(0, ...tensors.map(({ stream, shape }) => (stream === 0 ? shape[1] : 0)));
+  const imageTokens = most(tensors.map(({ stream, shape }) => (stream === 0 ? shape[1] : 0)));
   const newTokens = body.maxNewTokens ?? 0;
   const sizes = {
     frameBytes: frame.length,
@@ -17,12 +35,13 @@ export function refuseOver(message, frame, limits) {
     imageTokens,
     positions: longest + imageTokens + newTokens,
     newTokens,
-    elements: Math.max(0, ...tensors.map(({ shape }) => elements(shape))),
-    channels: Math.max(0, ...statistics.map(({ mean }) => (mean?.length ?? 0) / 4)),
-    tables: Math.max(0, ...statistics.flatMap(({ tables = [] }) => tables.map((table) => table.frequencies.length))),
-    rotation: Math.max(0, ...statistics.map(({ rotation }) => rotation?.length ?? 0)),
+    elements: most(tensors.map(({ shape }) => elements(shape))),
+    channels: most(statistics.map(({ mean }) => (mean?.length ?? 0) / 4)),
+    tables: most(statistics.flatMap(({ tables = [] }) => tables.map(({ frequencies }) => frequencies.length))),
+    rotation: most(statistics.map(({ rotation }) => rotation?.length ?? 0)),
   };
   for (const [name, size] of Object.entries(sizes)) {
-    refuseUnless(size <= limits[name], `${name}: ${size}; the server's limit is ${limits[name]}`);
+    const limit = Math.min(limits[name], DEFAULTS[name]);
+    refuseUnless(size <= limit, `${name}: ${size}; the limit is ${limit}`);
   }
 }

@@ -8,6 +8,14 @@ import { PROTO, PieceReader, PieceWriter } from "./frames.js";
 /** The connection ended; the session may go on over another one. */
 export class LinkBroken extends Error {}
 
+/** The server does not let this certificate in. */
+export class NotLetIn extends Error {}
+
+function failureOf({ code, details, message }) {
+  const Kind = code === grpc.status.UNAUTHENTICATED ? NotLetIn : LinkBroken;
+  return new Kind(details || message);
+}
+
 // The stub that the .proto makes, but with pieces as bytes: the generated reader drops fields that it does not know.
 const asBytes = (bytes) => bytes;
 const { Session } = loadSync(PROTO)["bitseam.v1.Seam"];
@@ -35,7 +43,7 @@ export class Link {
     this.call = this.client.session();
     this.call.on("data", (piece) => this.#take(piece));
     this.call.on("drain", () => this.#wake());
-    this.call.on("error", (error) => this.#end(new LinkBroken(error.details || error.message)));
+    this.call.on("error", (error) => this.#end(failureOf(error)));
     this.call.on("end", () => this.#end(new LinkBroken("the server ended the call")));
   }
 

@@ -1,9 +1,9 @@
 // A session: the handshake, one request at a time, and the same session again where the connection broke.
 import { setTimeout as pause } from "node:timers/promises";
-import { Fault, Purpose, readFrame, writeFrame } from "./frames.js";
+import { readAnswer } from "./answers.js";
+import { Fault, Purpose, writeFrame } from "./frames.js";
 import { refuseOver } from "./limits.js";
 import { LinkBroken } from "./link.js";
-import { refuseUnless } from "./numbers.js";
 
 const VERSION = 1;
 
@@ -33,21 +33,19 @@ export class Session {
   /** The handshake. -> the Welcome; raises Refused, and LinkBroken where nobody answers. */
   async open() {
     this.link = this.dial();
-    await this.link.send(writeFrame({ hello: { ...this.hello, ...this.held() } }));
-    this.welcome = await this.#receive("welcome");
+    const message = { hello: { ...this.hello, ...this.held() } };
+    await this.link.send(writeFrame(message));
+    this.welcome = await this.#receive("welcome", message);
     this.hello.session = this.welcome.session;
     return this.welcome;
   }
 
-  async #receive(kind) {
-    const message = readFrame(await this.link.receive());
-    if (message.refuse) {
-      this.link.close();
-      const refused = new Refused(message.refuse);
-      throw refused.fault === "STOPPING" ? new LinkBroken(refused.message) : refused; // another may take its place
-    }
-    refuseUnless(message[kind], `${Object.keys(message)[0]} where ${kind} is due`);
-    return message[kind];
+  async #receive(kind, request) {
+    const answer = readAnswer(await this.link.receive(), kind, request);
+    if (!answer.refuse) return answer[kind];
+    this.link.close();
+    const refused = new Refused(answer.refuse);
+    throw refused.fault === "STOPPING" ? new LinkBroken(refused.message) : refused; // another may take its place
   }
 
   #frameOf(message) {
@@ -62,7 +60,7 @@ export class Session {
     for (;;) {
       try {
         await this.link.send(frame);
-        return await this.#receive(kind);
+        return await this.#receive(kind, message);
       } catch (error) {
         if (!(error instanceof LinkBroken)) throw error;
         await this.#resume();
@@ -72,9 +70,9 @@ export class Session {
 
   async #resume() {
     const end = Date.now() + 1000 * this.patience;
-    for (let wait = 50; ; wait = Math.min(2 * wait, 1000)) {
+    for (let longest = 100; ; longest = Math.min(2 * longest, 3000)) {
       this.link.close();
-      await pause(wait);
+      await pause(longest * Math.random()); // so that clients that lost a server together do not come back together
       try {
         await this.open();
         break;
@@ -92,12 +90,13 @@ export class Session {
    * answer begins anew, and what has been given already is dropped.
    */
   async *ask(question) {
-    const frame = this.#frameOf({ ask: question });
+    const message = { ask: question };
+    const frame = this.#frameOf(message);
     for (let given = 0; ; ) {
       try {
         await this.link.send(frame);
         for (let position = 0; ; position++) {
-          const { ids, last } = await this.#receive("tokens");
+          const { ids, last } = await this.#receive("tokens", message);
           if (ids.length && position === given) {
             given++;
             yield ids;

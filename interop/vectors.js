@@ -10,6 +10,7 @@ import { pack, unpack } from "./packing.js";
 import { rawSymbols, readSymbols, readText, writeText } from "./symbols.js";
 import { elements } from "./tensors.js";
 import { readTokenizer } from "./tokenizer.js";
+import { checkFrames, checkSession } from "./wire_vectors.js";
 
 const bytesOf = (hex) => Uint8Array.from(Buffer.from(hex, "hex"));
 const hexOf = (bytes) => Buffer.from(bytes).toString("hex");
@@ -88,8 +89,11 @@ function concerns(name, { codec: text, given, refused: bad, payload }) {
 
 /** Yields [name of the check, what it came to] for each file of `folder`; throws at the first vector that differs. */
 export function* checkVectors(folder) {
+  const fileOf = (name) => JSON.parse(readFileSync(join(folder, `${name}.json`), "utf8"));
+  yield ["vectors/frames.json", checkFrames(fileOf("frames"))];
+  yield ["vectors/session.json", checkSession(fileOf("session"))];
   for (const [name, check] of Object.entries(CHECKS)) {
-    const { vectors } = JSON.parse(readFileSync(join(folder, `${name}.json`), "utf8"));
+    const { vectors } = fileOf(name);
     let checked = 0;
     for (const vector of vectors) {
       if (!concerns(name, vector)) continue;
@@ -102,7 +106,7 @@ export function* checkVectors(folder) {
     }
     yield [`vectors/${name}.json`, { checked, of: vectors.length }];
   }
-  const tables = JSON.parse(readFileSync(join(folder, "tables.json"), "utf8"))["entropy-stochastic"];
+  const tables = fileOf("tables")["entropy-stochastic"];
   for (const row of tables) assert.deepEqual(laplacian(row.class), row.frequencies, `tables.json, class ${row.class}`);
   yield ["vectors/tables.json", { checked: tables.length, of: tables.length }];
 }
