@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import fields
 from pathlib import Path
@@ -20,7 +21,8 @@ from bitseam.wire import messages_pb2 as pb
 from bitseam.wire.protocol import READY, SPEAKER, TABLE, State
 
 SCALARS = ("bool", "bytes", "double", "fixed32", "string", "uint32", "uint64")
-PAGE = (Path(__file__).parents[2] / "docs" / "protocol.md").read_text()
+PATH = Path(__file__).parents[2]
+PAGE = (PATH / "docs" / "protocol.md").read_text()
 
 
 def table(heading: str) -> list[list[str]]:
@@ -102,3 +104,15 @@ def test_names_and_version() -> None:
     assert f"/{_SERVICE}/{_METHOD}" in PAGE
     assert f"`Hello.version` is {VERSION}." in PAGE
     assert f"version {VERSION}\n" in PAGE.partition("\n\n")[0] + "\n"
+
+
+def test_members_of_vectors() -> None:
+    body = PAGE.partition("## Test vectors\n")[2].partition("\n## ")[0]
+    told = set(re.findall(r"^\| ([a-z, ]+) \|", body, re.MULTILINE)) - {"member"}
+    named = {name for names in told for name in names.split(", ")} | set(re.findall(r"`(frames|pieces)`", body))
+    files = [json.loads((PATH / "vectors" / f"{name}.json").read_text()) for name in ("frames", "session")]
+    assert named == {member for file in files for rows in file.values() for row in rows for member in row}
+
+
+def test_default_fields_of_limits_are_those_of_the_welcome() -> None:
+    assert {row[0] for row in table("Limits")} < {row[0] for row in table("Default limits")}
