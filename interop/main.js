@@ -4,7 +4,7 @@
 //   node main.js vectors FOLDER                        vectors/*.json in both directions
 //   node main.js refused SETTINGS                      a term that differs is refused by name
 //   node main.js train SETTINGS [--crash-after STEP]   ten steps, the connection cut, or on from a checkpoint;
-//                               [--pause-in STEP]      waits for a line of input in the middle of a step
+//                               [--pause-in STEP]      prints { waiting } in the middle of a step, and reads a line
 //   node main.js ask SETTINGS                          an answer, streamed
 import { once } from "node:events";
 import { parseArgs } from "node:util";
@@ -75,7 +75,7 @@ async function train(task, { crashAfter, pauseIn }) {
       report(`resumed after ${what}`, passed, { resumed: session.welcome.resumed, step, micro });
     }
     if (step === pauseIn && micro === 0) {
-      report(`half of step ${step}`, true);
+      console.log(JSON.stringify({ waiting: `half of step ${step}` }));
       await once(process.stdin, "data");
       process.stdin.destroy();
     }

@@ -38,14 +38,13 @@ class Node:
         pipe = subprocess.PIPE
         self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
 
-    def until(self, check: str) -> list[Row]:
-        """The rows up to that of a check."""
+    def until_it_waits(self) -> list[Row]:
         rows: list[Row] = []
-        while not rows or rows[-1]["check"] != check:
-            line = self._process.stdout.readline()
-            assert line, f"{rows}: {self._process.stderr.read()}"
-            rows.append(json.loads(line))
-        return rows
+        while line := self._process.stdout.readline():
+            if "waiting" in (row := json.loads(line)):
+                return rows
+            rows.append(row)
+        raise AssertionError(f"{rows}: {self._process.stderr.read()}")
 
     def go_on(self) -> None:
         self._process.stdin.write("\n")

@@ -94,7 +94,7 @@ def play(folder: Path, tiny: Tiny) -> Outcome:
         rows["refused"] = Node("refused", settings).rest()
         rows["train"] = Node("train", settings, "--crash-after", str(CRASH_AFTER)).rest()
         again = Node("train", settings, "--pause-in", str(STOPPED_IN))
-        rows["train again"] = again.until(f"half of step {STOPPED_IN}")
+        rows["train again"] = again.until_it_waits()
         counter = _counted_steps(folder)
         first.stop()
         again.go_on()
