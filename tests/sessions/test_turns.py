@@ -25,8 +25,7 @@ def test_a_connection_has_no_say_once_its_session_goes_on_elsewhere(tiny: Tiny, 
         session.calibrate(features, text)
         message, _ = forwards(session, features, text)
         old, session._connection._peer = session._connection._peer, None
-        welcome = session._connection.again(PeerGoneError("the client thinks so"))
-        assert (welcome.resumed, welcome.step) == (True, 0)
+        session._connection.again(PeerGoneError("the client thinks so"))
         ask = pb.Ask(text=message.text, streams=message.streams, max_new_tokens=1)
         says = {"Calibrate": pb.Calibrate(), "Forward": message, "Checkpoint": pb.Checkpoint(), "Ask": ask}
         old.send(says.get(kind, pb.Goodbye()))
@@ -37,6 +36,8 @@ def test_a_connection_has_no_say_once_its_session_goes_on_elsewhere(tiny: Tiny, 
         session.step(1, 0, True, features, text)  # the seat is still there
         server.party.compute.submit(int).result()
         assert server.party.step == 1
+        welcome = session._connection.again(PeerGoneError("once more"))
+        assert (welcome.resumed, welcome.step) == (True, 0)  # both go on from where they are
 
 
 def forwards(session: ClientSession, features: Tensor, text: TextBatch) -> tuple[pb.Forward, pb.Forward]:

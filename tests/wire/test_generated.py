@@ -25,3 +25,11 @@ def test_messages_pb2_agrees_with_messages_proto(tmp_path: Path) -> None:
     assert protoc.main(["protoc", f"-I{SOURCE}", f"--python_out={tmp_path}", str(SOURCE / PROTO)]) == 0
     assert descriptor(SOURCE / MODULE) == descriptor(tmp_path / MODULE), "run `make proto`"
     assert pb.DESCRIPTOR.serialized_pb == descriptor(SOURCE / MODULE).SerializeToString(deterministic=True)
+
+
+def test_the_service_is_what_is_served() -> None:
+    """A generator makes a stub of it."""
+    (method,) = FileDescriptorProto.FromString(pb.DESCRIPTOR.serialized_pb).service[0].method
+    assert (method.input_type, method.output_type) == (".bitseam.v1.Piece", ".bitseam.v1.Piece")
+    assert method.client_streaming
+    assert method.server_streaming
