@@ -51,12 +51,13 @@ proto: $(VENV)/ready
 vectors: $(VENV)/ready
 	$(BIN)/python tests/vectors/write_vectors.py
 
-$(VENV)/ready: pyproject.toml constraints.txt interop/package-lock.json
+$(VENV)/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	cd interop && ../$(BIN)/npm ci --ignore-scripts --no-audit --no-fund --loglevel=error
 	touch $@
+$(VENV)/ready: interop/package-lock.json
 
 clean:
 	rm -rf $(VENV) build dist src/*.egg-info
