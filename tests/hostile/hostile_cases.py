@@ -219,7 +219,7 @@ def a_dictionary_that_lies(arena: Arena, deflated: bytes) -> None:
 
 
 @cases(
-    "numbers that are none",
+    "statistics that nobody can compute with",
     nan_mean=("mean", np.full(32, np.nan)),
     infinite_mean=("mean", np.full(32, np.inf)),
     nan_deviation=("std", np.full(32, np.nan)),
@@ -228,13 +228,10 @@ def a_dictionary_that_lies(arena: Arena, deflated: bytes) -> None:
     huge_deviation=("std", np.full(32, 3e38)),
     huge_mean=("mean", np.full(32, 3e38)),
 )
-def numbers_that_are_none(arena: Arena, what: tuple[str, Any]) -> None:
+def statistics_that_nobody_can_compute_with(arena: Arena, what: tuple[str, Any]) -> None:
     message = forward(arena)
     setattr(message.news.streams[0], what[0], what[1].astype("<f4").tobytes())
-    heard = arena.welcomed().say(message).hear()
-    if not isinstance(heard, pb.Backward):  # numbers may be huge, and the loss still finite
-        assert any(word in heard.reason for word in ("NaN", "infinit", "positive", "loss of step")), heard
-        assert heard.fault == (pb.BAD_MESSAGE if "statistics: " in heard.reason else pb.SERVER_ERROR), heard
+    refused(arena.welcomed().say(message), f"BAD_MESSAGE: image: statistics: {what[0]}")
 
 
 @cases("tables that are none", zeros=np.zeros(8), over=np.full(8, 65535), short=np.full(3, 16384))
