@@ -5,20 +5,24 @@ PYTHON ?= $(shell for python in python3.13 python3.12 python3.11 python3; do \
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-all equality fuzz fuzz-files faults mutants check proto vectors tour clean
+.PHONY: demo test test-all equality interop fuzz fuzz-files faults mutants check proto vectors tour clean
 
 demo: $(VENV)/ready
 	$(BIN)/bitseam demo
 
-test: $(VENV)/ready
+test: $(VENV)/ready interop/node_modules/ready
 	$(BIN)/python -m pytest
 
-test-all: $(VENV)/ready
+test-all: $(VENV)/ready interop/node_modules/ready
 	$(BIN)/python -m pytest -m ''
 
 # Every language model and tower of the campaign, tiny, against transformers: docs/results/equality.json.
 equality: $(VENV)/ready
 	$(BIN)/python benchmarks/equality.py --out docs/results/equality.json
+
+# A client in JavaScript, written from the protocol's pages alone, against a real server: docs/results/interop.json.
+interop: $(VENV)/ready interop/node_modules/ready
+	$(BIN)/python tests/interop/node_client.py docs/results/interop.json
 
 # A million inputs, some minutes; what breaks the invariant is kept in tests/fuzz/found and run by the tests.
 fuzz: $(VENV)/ready
@@ -62,5 +66,10 @@ $(VENV)/ready: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
+# What the JavaScript client needs, as pinned.
+interop/node_modules/ready: interop/package-lock.json | $(VENV)/ready
+	cd interop && ../$(BIN)/npm ci --ignore-scripts --no-audit --no-fund --loglevel=error
+	touch $@
+
 clean:
-	rm -rf $(VENV) build dist src/*.egg-info
+	rm -rf $(VENV) build dist src/*.egg-info interop/node_modules

@@ -18,7 +18,7 @@ def load_recipe(
     plan: str | Path | None = None,
     apply_threads: bool = False,
 ) -> config.Recipe:
-    """What a run is: a recipe's file, the name of one that comes with Bitseam, or tables, with dotted keys laid over it.
+    """What a run is: a recipe's file, the name of one that comes with Bitseam, or tables, with dotted keys over it.
 
     overrides: such as {"train.steps": 10}. plan: a plan.toml of `bitseam plan`, laid over the recipe and under them.
     apply_threads: have this process use `threads` of the recipe from now on; before torch is imported is best. Raises
