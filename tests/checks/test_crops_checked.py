@@ -11,8 +11,8 @@ from pairs import pair
 from test_check_command import check
 from tiny_run import write_tiny_run
 
+from bitseam.api.recipes import locate
 from bitseam.checks.client import ready_client
-from bitseam.cli.main import locate
 from bitseam.config import load_recipe
 from bitseam.data.batches import Batches
 from bitseam.data.features import StoredFeatures

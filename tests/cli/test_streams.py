@@ -135,5 +135,5 @@ def test_O9_the_command_names_the_key(tiny: Tiny, tmp_path: Path, key: str) -> N
     recipe = write_tiny_run(tmp_path, tiny)
     done = shell(f"bitseam train {recipe} --set {key}=seam..example.org:56301")
     assert done.returncode == 1
-    assert f"error: {key} 'seam..example.org:56301': write host:port" in done.stderr
+    assert f"error: {recipe}: {key} 'seam..example.org:56301': write host:port" in done.stderr
     assert not (tmp_path / "run").exists()

@@ -38,7 +38,8 @@ def test_questions_are_true_balanced_and_of_separate_photographs(tmp_path: Path)
     np.save(tmp_path / "labels.npy", labels)
     write_questions(tmp_path, tmp_path / "out", train=40, test=20, seed=0)
     sources: dict[str, set[int]] = {}
-    for split, counts in (("train", (40, 80, 120)), ("test", (20, 20, 20))):
+    asked_of = {"train": (40, 80, 120), "validation": (20, 20, 20), "test": (20, 20, 20)}
+    for split, counts in asked_of.items():
         rows = read_rows(tmp_path / "out" / f"{split}.jsonl")
         sources[split] = set()
         tasks = [row.task for row in rows]
@@ -59,4 +60,5 @@ def test_questions_are_true_balanced_and_of_separate_photographs(tmp_path: Path)
             else:
                 asked = row.question.removeprefix("Is there a ").rstrip("?")
                 assert row.answer == ("yes" if asked in shown else "no")
-    assert max(sources["train"]) < 50_000 <= min(sources["test"])
+    assert max(sources["train"]) < 45_000 <= min(sources["validation"])
+    assert max(sources["validation"]) < 50_000 <= min(sources["test"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -169,3 +169,12 @@ def client_killed_at(server: Server, at: int) -> None:
     with pytest.raises(Killed):
         trained(server)
     server.breaks = lambda where: False
+
+
+def changes_nothing(recipe: config.Recipe, anew: Path, killed: Callable[[Server], None]) -> None:
+    """A run of which one side is killed and begins anew, in the folder `anew`, ends as one that nobody disturbs."""
+    undisturbed = trained(Server(recipe))
+    server = Server(replace(recipe, out=str(anew)))
+    killed(server)
+    assert same(trained(server), undisturbed)
+    assert server.dialled > 1

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
-from breaking import Server, client_killed_at, same, server_killed_at, trained
+from breaking import Server, changes_nothing, client_killed_at, same, server_killed_at, trained
 from conftest import Tiny, make_recipe
 from pairs import QUESTIONS, batches, pair
 
@@ -71,12 +72,7 @@ def test_a_link_that_breaks_changes_nothing(tiny: Tiny, tmp_path: Path, where: s
 
 @pytest.mark.parametrize("at", [1, 2, 3, 4, 7, 8, 9, 13])
 def test_a_server_that_begins_anew_changes_nothing(tiny: Tiny, tmp_path: Path, at: int) -> None:
-    recipe = recipe_in(tiny, tmp_path / "whole")
-    undisturbed = trained(Server(recipe))
-    server = Server(replace(recipe, out=str(tmp_path / "anew")))
-    server_killed_at(server, at)
-    assert same(trained(server), undisturbed)
-    assert server.dialled > 1
+    changes_nothing(recipe_in(tiny, tmp_path / "whole"), tmp_path / "anew", partial(server_killed_at, at=at))
 
 
 @pytest.mark.parametrize("at", [7, 8, 9])
@@ -95,11 +91,7 @@ def test_a_server_of_several_clients_that_begins_anew_is_sent_whole_images_again
 
 @pytest.mark.parametrize("at", [2, 4, 7, 9])
 def test_a_client_that_begins_anew_changes_nothing(tiny: Tiny, tmp_path: Path, at: int) -> None:
-    recipe = recipe_in(tiny, tmp_path / "whole")
-    undisturbed = trained(Server(recipe))
-    server = Server(replace(recipe, out=str(tmp_path / "anew")))
-    client_killed_at(server, at)
-    assert same(trained(server), undisturbed)
+    changes_nothing(recipe_in(tiny, tmp_path / "whole"), tmp_path / "anew", partial(client_killed_at, at=at))
 
 
 def test_one_of_several_clients_that_begins_anew_sends_whole_images_again(tiny: Tiny, tmp_path: Path) -> None:

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from breaking import Server, client_killed_at, recipe_in, same, server_killed_at, trained
+from breaking import Server, changes_nothing, client_killed_at, recipe_in, same, server_killed_at, trained
 from conftest import Tiny, make_recipe
 from pairs import QUESTIONS, batches
 
@@ -62,21 +63,12 @@ def test_a_link_that_breaks_at_every_message_changes_nothing(tiny: Tiny, tmp_pat
 @pytest.mark.parametrize("at", range(1, 13))
 def test_a_server_that_begins_anew_changes_nothing(tiny: Tiny, tmp_path: Path, at: int) -> None:
     """Killed at each message of a run in turn, calibration and checkpoints among them."""
-    recipe = recipe_in(tiny, tmp_path / "whole")
-    undisturbed = trained(Server(recipe))
-    server = Server(replace(recipe, out=str(tmp_path / "anew")))
-    server_killed_at(server, at)
-    assert same(trained(server), undisturbed)
-    assert server.dialled > 1
+    changes_nothing(recipe_in(tiny, tmp_path / "whole"), tmp_path / "anew", partial(server_killed_at, at=at))
 
 
 @pytest.mark.parametrize("at", range(1, 13))
 def test_a_client_that_begins_anew_changes_nothing(tiny: Tiny, tmp_path: Path, at: int) -> None:
-    recipe = recipe_in(tiny, tmp_path / "whole")
-    undisturbed = trained(Server(recipe))
-    server = Server(replace(recipe, out=str(tmp_path / "anew")))
-    client_killed_at(server, at)
-    assert same(trained(server), undisturbed)
+    changes_nothing(recipe_in(tiny, tmp_path / "whole"), tmp_path / "anew", partial(client_killed_at, at=at))
 
 
 def test_a_repeated_step_with_other_contents_is_refused(tiny: Tiny, tmp_path: Path) -> None:

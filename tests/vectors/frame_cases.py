@@ -68,7 +68,10 @@ FRAMES: dict[str, tuple[type[Any], bytes]] = {
     "an empty dimension": (pb.Forward, wrap(pb.Forward(step=1, text=TEXT, streams=[pb.Coded(shape=[2, 0])]))),
     "a stream twice": (pb.Forward, wrap(pb.Forward(step=1, text=TEXT, streams=[pb.Coded(shape=[1])] * 2))),
     "a loss that is not a number": (pb.Backward, wrap(pb.Backward(step=1, micro=2, loss=float("nan")))),
-    "a gradient of another step, where the Forward was of step 1, micro 2": (pb.Backward, wrap(pb.Backward(step=1, micro=3))),
+    "a gradient of another step, where the Forward was of step 1, micro 2": (
+        pb.Backward,
+        wrap(pb.Backward(step=1, micro=3)),
+    ),
     "too many sequences": (pb.Ask, wrap(pb.Ask(text=pb.Text(sequences=4097), max_new_tokens=1))),
     "a tensor too large": (
         pb.Ask,

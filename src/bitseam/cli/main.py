@@ -119,7 +119,7 @@ def certs(
 
 @app.command()
 def questions(
-    folder: Annotated[Path, typer.Argument(help="Where to write train.jsonl, test.jsonl and their images.")],
+    folder: Annotated[Path, typer.Argument(help="Where to write train, validation and test.jsonl, and their images.")],
     train: Annotated[int, typer.Option(min=1, help="Training photographs, and half as many mosaics.")] = 5000,
     test: Annotated[int, typer.Option(min=1, help="Test photographs, and as many mosaics.")] = 1000,
     seed: Annotated[int, typer.Option(min=0)] = 0,
