@@ -37,7 +37,13 @@ from selection import Selection, sources
 from workers import Task
 
 STATE = ROOT / "runs" / "mutants"
-ROOMS = {"quant": ("quant", "codecs"), "wire": ("wire",), "codecs": ("codecs", "quant")}  # and the tests that are tried
+ROOMS = {  # and the tests that are tried on each
+    "quant": ("quant", "codecs"),
+    "wire": ("wire",),
+    "codecs": ("codecs", "vectors", "quant"),
+    "streams": ("streams",),
+    "models": ("models", "streams", "text"),
+}
 FIRST = ("torch", "transformers", "numpy", "pytest", "hypothesis.strategies", "google.protobuf", "pydantic")
 
 
