@@ -40,6 +40,7 @@ def take(count: int, most: float = 0.5, *, kind: str = "all kinds") -> list[int]
         store(name, count, deep=True)
     with guard():
         count += 1
+    rest = zip(kind, count.reshape(-1), strict=True)
     return [value for value in rest[1:] if flag]
 '''
 EXPECTED = {
@@ -91,6 +92,10 @@ EXPECTED = {
     ("take", "count += 1", "pass"),
     ("take", "count += 1", "count -= 1"),
     ("take", "count += 1", "count += 2"),
+    *{
+        ("take", "rest = zip(kind, count.reshape(-1), strict=True)", now)
+        for now in ("rest = zip(kind, strict=True)", "rest = zip(count.reshape(-1), kind, strict=True)")
+    },
     *{
         ("take", "return [value for value in rest[1:] if flag]", now)
         for now in (
