@@ -4,7 +4,7 @@ Changed: comparisons, arithmetic, conditions, constants, arguments, slices, retu
 keyword arguments, entries of tables, decorators, context managers. Left alone, as no behaviour: annotations,
 docstrings, logging, representations, and all wording, which is what has a blank in it, stands in an f-string or
 belongs to an error. Neither what is an assertion, as `strict=True` of a zip of ours is, nor what is for speed alone, as
-`copy=False`, nor the -1 of a reshape, for which any negative number stands.
+`copy=False` and caches are, nor the -1 of a reshape, for which any negative number stands.
 """
 
 from __future__ import annotations
@@ -53,6 +53,7 @@ LOGGING = {"debug", "info", "warning", "error", "exception", "warn", "getLogger"
 COMPLAINS = re.compile(r"_?(require|at_most|refuse|check)")  # functions whose strings are the wording of errors
 SILENT = {"__repr__", "__str__"}
 IDLE_KEYWORDS = {"strict=True", "copy=False"}
+KEPT_DECORATORS = re.compile(r"property|staticmethod|classmethod|abstractmethod|overload|cache$|lru_cache")
 RESHAPES = {"reshape", "view"}
 Body = ast.If | ast.While | ast.For | ast.With | ast.Try | ast.FunctionDef | ast.ClassDef | ast.ExceptHandler
 
@@ -176,7 +177,7 @@ def _walk(node: ast.AST, place: Place) -> Iterator[tuple[Change, Place]]:
                 yield from _walk(child, at)
     if isinstance(node, ast.FunctionDef | ast.ClassDef):
         for index, decorator in enumerate(node.decorator_list):
-            if ast.unparse(decorator) not in ("property", "staticmethod", "classmethod", "abstractmethod", "overload"):
+            if not KEPT_DECORATORS.match(ast.unparse(decorator)):
                 rest = node.decorator_list[:index] + node.decorator_list[index + 1 :]
                 yield Change(node, "decorator_list", None, node.decorator_list, rest), place
 

@@ -25,7 +25,7 @@ from pathlib import Path
 from types import CodeType, FunctionType, ModuleType
 
 import pytest
-from baseline import OPTIONS, SOURCE, Baseline
+from baseline import OPTIONS, SOURCE, Baseline, clear_caches
 from mutations import Mutant, mutated
 
 MEMORY = 4 * 2**30  # that a test may take on top of what is taken
@@ -123,6 +123,7 @@ class Collected(Runner):
                 session.config._tmp_path_factory._basetemp = None  # but for what is shared, a folder of its own
                 for function, code in replaced:
                     function.__code__ = code
+                clear_caches()
                 return self.until_failure(chosen)
 
             self.tasks.send(forked(work, patience(self.seconds, task)))
