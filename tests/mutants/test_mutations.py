@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from ledger import exact_interval
 from mutations import mutants_of, mutated
 
 SOURCE = '''"""Docstring."""
@@ -106,6 +107,14 @@ EXPECTED = {
         )
     },
 }
+
+
+@pytest.mark.parametrize(
+    ("count", "total", "interval"),
+    [(0, 10, (0, 0.3085)), (10, 10, (0.6915, 1)), (5, 10, (0.1871, 0.8129)), (380, 400, (0.9238, 0.9692))],
+)
+def test_intervals_are_those_of_tables(count: int, total: int, interval: tuple[float, float]) -> None:
+    assert exact_interval(count, total) == pytest.approx(interval, abs=1e-4)
 
 
 @pytest.fixture
