@@ -20,7 +20,7 @@ from bitseam.codecs import (
 )
 from bitseam.codecs.entropy.stochastic import _LEAST, Multiples, _tables
 from bitseam.codecs.entropy.stream import LANE, most_bytes
-from bitseam.codecs.packing import pack, packed_bytes, unpack
+from bitseam.codecs.packing import group, pack, packed_bytes, unpack
 from bitseam.codecs.split_fc import MENU
 from bitseam.errors import CodecError
 
@@ -142,6 +142,10 @@ def test_symbols_are_of_the_least_type_that_holds_them(levels: int, kind: type) 
     assert (back.dtype, back.tolist()) == (kind, [levels - 1])
 
 
+def test_channels_fall_into_groups_side_by_side() -> None:
+    assert EntropyUniform(4, 1.0, 3).group_of(7).tolist() == [0, 0, 0, 1, 1, 2, 2]
+
+
 def test_every_codec_may_be_named() -> None:
     assert BUILT_IN.items() <= codecs().items()
     with pytest.raises(CodecError, match="codec nf needs the option 'bits'; known: bits, block"):
@@ -197,6 +201,27 @@ def test_what_is_taken_where_kernels_compile(monkeypatch: pytest.MonkeyPatch) ->
 def test_words_of_gpus(levels: int, words: tuple[object, ...]) -> None:
     made = fused_gpu._Words.of(levels)
     assert (made.size, made.octets, made.dtype, made.sums, made.together) == words
+
+
+def test_each_count_of_levels_has_one_kernel_whether_gradients_are_recorded_or_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    graphs = []
+
+    def backend(graph: torch.fx.GraphModule, _: object) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    compiler = fused_gpu.COMPILER | {"backend": backend, "fullgraph": True, "options": None}
+    monkeypatch.setattr(fused_gpu, "COMPILER", compiler)
+    fused_gpu._compiled.cache_clear()
+    try:
+        for levels, recorded in ((2, True), (2, False), (3, False), (4, True)):
+            with torch.set_grad_enabled(recorded), torch._dynamo.config.patch(recompile_limit=1):
+                fused_gpu.pack_words(torch.zeros(2 * group(levels)), levels, 1.0)
+    finally:
+        fused_gpu._compiled.cache_clear()
+    assert len(graphs) == 3  # though torch gives up after one of a function, here
 
 
 @pytest.mark.parametrize("base", [3**19, 5**13, 10**9, 2**31 - 1])
