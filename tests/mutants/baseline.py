@@ -15,6 +15,7 @@ import pytest
 ROOT = Path(__file__).parent.parent.parent
 SOURCE = ROOT / "src" / "bitseam"
 SLOWEST = 3.0  # seconds of processor of a test that is used: others may be at work on the machine
+QUICK = 0.1  # seconds
 OPTIONS = ["-n", "0", "-s", "-q", "-p", "no:cacheprovider", "-o", "timeout=0", "--no-header", "--no-summary"]
 
 
@@ -99,11 +100,12 @@ def record(room: str, folders: Iterable[Path]) -> Baseline:
 
 
 def ranked(seconds: dict[str, float], own: str) -> dict[str, float]:
-    """The room's own tests first: one variant of each function, then another of each; of those, the quickest first."""
+    """The room's own tests first: those of no time; then one variant of each function, then another of each; of those,
+    the quickest first."""
     seen: dict[str, int] = {}
     rank = {}
     for test in sorted(seconds, key=lambda test: (seconds[test], test)):
         function = test.partition("[")[0]
         seen[function] = seen.get(function, 0) + 1
-        rank[test] = (not test.startswith(own), seen[function], seconds[test], test)
+        rank[test] = (not test.startswith(own), seen[function] if seconds[test] > QUICK else 0, seconds[test], test)
     return {test: seconds[test] for test in sorted(seconds, key=rank.__getitem__)}

@@ -202,7 +202,8 @@ def _is_silent(node: ast.AST, place: Place) -> bool:
         return isinstance(node.value, ast.Constant) or (isinstance(call := node.value, ast.Call) and _logs(call))
     if isinstance(node, ast.Assign) and not place.live:
         alias = isinstance(node.value, ast.Subscript | ast.BinOp) and not place.function and _is_alias(node.value)
-        return alias or ast.unparse(node.targets[0]).startswith("__")
+        typing = isinstance(node.value, ast.Call) and _name(node.value.func) == "TypeVar"
+        return alias or typing or ast.unparse(node.targets[0]).startswith("__")
     if isinstance(node, ast.keyword):
         return ast.unparse(node) in IDLE_KEYWORDS
     if isinstance(node, ast.If):

@@ -43,3 +43,19 @@ def test_a_mean_that_moves_alone_is_told_with_its_deviation() -> None:
     assert moved.std == news.std
     mean = torch.frombuffer(bytearray(moved.mean), dtype=torch.float32)
     torch.testing.assert_close(mean, sender.quantizer.normalise.mean)
+
+
+def test_what_is_calibrated_again_is_told_again_and_remembers_no_samples() -> None:
+    sender, _ = ends(levels=4, **ENTROPY)
+    sender.eval()
+    news = []
+    for _ in range(2):
+        sender.calibrate(features(50, 4))
+        news.append(told(sender.news(sender(features(50, 4)))))
+    assert news[0] == news[1]
+    assert sender.news(sender(features(50, 4))) is None
+    sender, _ = ends(**CHANGES)
+    sender.begin(1, (5, 9))
+    sender(features())
+    sender.calibrate(features())
+    assert sender.state()["samples"].tolist() == []
