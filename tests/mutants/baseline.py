@@ -100,12 +100,11 @@ def record(room: str, folders: Iterable[Path]) -> Baseline:
 
 
 def ranked(seconds: dict[str, float], own: str) -> dict[str, float]:
-    """The room's own tests first: those of no time; then one variant of each function, then another of each; of those,
-    the quickest first."""
+    """Those of no time first; then one variant of each function, then another of each; of those, the room's own."""
     seen: dict[str, int] = {}
     rank = {}
     for test in sorted(seconds, key=lambda test: (seconds[test], test)):
         function = test.partition("[")[0]
         seen[function] = seen.get(function, 0) + 1
-        rank[test] = (not test.startswith(own), seen[function] if seconds[test] > QUICK else 0, seconds[test], test)
+        rank[test] = (seen[function] if seconds[test] > QUICK else 0, not test.startswith(own), seconds[test], test)
     return {test: seconds[test] for test in sorted(seconds, key=rank.__getitem__)}
