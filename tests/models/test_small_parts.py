@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import warnings
 from io import BytesIO
@@ -219,3 +220,39 @@ def test_the_middle_square_is_taken_where_a_processor_leaves_oblong_pictures() -
 def test_a_namespace_is_no_processor() -> None:
     with pytest.raises(ModelError, match="a SimpleNamespace, does not fit"):
         framing.own_framing(SimpleNamespace())
+
+
+def test_a_model_that_asks_for_more_in_training_is_refused_where_it_is_trained(tiny: Tiny) -> None:
+    model, recipe = model_of(tiny), make_recipe(tiny)
+    forward = model.language.base.forward
+
+    def asking(*args: Any, **named: Any) -> Any:
+        if model.language.base.training:
+            raise ValueError("token_type_ids are needed")
+        return forward(*args, **named)
+
+    asking.__signature__ = inspect.signature(forward)  # type: ignore[attr-defined]
+    model.language.base.forward = asking
+    model.language.model.requires_grad_(True)
+    with pytest.raises(
+        ModelError, match=r"^server.checkpoint \(llama, LlamaForCausalLM\) cannot be split: token_type_i"
+    ):
+        prove(model, recipe)
+    prove(model, recipe, training=False)
+
+
+def test_adapters_are_of_a_causal_language_model(tiny: Tiny) -> None:
+    half = load_language_half(make_recipe(tiny, server__tune="lora").server)
+    assert type(half.model).__name__ == "PeftModelForCausalLM"
+    assert type(half.base).__name__ == "LlamaForCausalLM"
+    settings = half.model.peft_config["default"]
+    assert (settings.r, settings.lora_alpha, settings.lora_dropout) == (16, 32, 0.0)
+    assert not settings.target_parameters
+    assert {name.rpartition(".")[2] for name in settings.target_modules} == {
+        *("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    }
+
+
+def test_grey_of_eight_bits_ends_at_255() -> None:
+    image = Image.fromarray(np.array([[0, 200, 256]], np.int32))
+    assert np.asarray(upright_rgb(image))[0, :, 0].tolist() == [0, 199, 255]
