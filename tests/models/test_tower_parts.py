@@ -136,7 +136,7 @@ class Normed(nn.Module):
 
 def test_the_final_norm_is_between_the_last_state_and_the_output() -> None:
     model, last = Normed(), torch.randn(2, 5, 3, generator=torch.Generator().manual_seed(0))
-    cut, final = Cut(2, 1, 3, ""), torch.randn(2, 5, 3)
+    cut, final = Cut(2, 1, 3, ""), 3 * last
     states = (last * 2, last)
 
     def found(norms: list[Any], final: torch.Tensor = final, layer: int = 0, cut: Cut = cut) -> str:

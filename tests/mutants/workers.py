@@ -134,7 +134,9 @@ class Collected(Runner):
         using = [item for item in items if "tiny" in getattr(item, "fixturenames", ()) and item.nodeid in self.seconds]
         if len(items) > 1 and using:
             quickest = min(using, key=lambda item: self.seconds[item.nodeid])
-            after = next(item for item in items if item is not quickest)
+            others = [item for item in items if item is not quickest]
+            # Of another folder, or else what is set up for this one would be in the way of tests in others.
+            after = next((item for item in others if item.path.parent != quickest.path.parent), others[0])
             quickest.config.hook.pytest_runtest_protocol(item=quickest, nextitem=after)
 
 
