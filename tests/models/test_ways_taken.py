@@ -140,7 +140,7 @@ def test_stages_of_a_swin_tell_their_maps() -> None:
 def test_patches_of_a_map_are_its_places_where_no_size_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hf, "ViTModel", lambda _: SimpleNamespace(config=SimpleNamespace()))
     assert place([torch.randn(2, 4, 8, 8)], 0, merge=2) == Cut(8, 0, 4, "")
-    with pytest.raises(ModelError, match="client.image_size 32 must be a multiple of patch size x merge = 12"):
+    with pytest.raises(ModelError, match=r"client.image_size 32 must be a multiple of patch size x merge = 12"):
         place([torch.randn(2, 4, 8, 8)], 0, merge=3)
 
 
