@@ -23,6 +23,7 @@ from bitseam.codecs.entropy.stream import LANE, most_bytes
 from bitseam.codecs.packing import group, pack, packed_bytes, unpack
 from bitseam.codecs.split_fc import MENU
 from bitseam.errors import CodecError
+from bitseam.quant.uniform import from_indices, to_indices
 
 CUDA = torch.device("cuda")
 
@@ -49,6 +50,7 @@ def test_zeros_are_read_as_multiples_of_nothing() -> None:
     codec = EntropyStochastic()
     read = codec.read(codec.encode(torch.zeros(3, 4)), (3, 4))
     assert (read.step, read.classes.tolist()) == (0.0, [0, 0, 0])
+    assert read.classes.dtype == np.uint8
     assert (read.multiples.dtype, read.multiples.shape) == (np.int16, (3, 4))
 
 
@@ -91,6 +93,12 @@ def test_a_grid_that_is_none_is_refused(changed: dict[str, Any], named: str) -> 
         EntropyUniform(**{"levels": 4, "clip": 1.0} | changed)
 
 
+def test_the_most_tables() -> None:
+    assert len(EntropyUniform(2, 1.0, groups=4096)._rows()) == 4096
+    assert len(EntropyUniform(2, 1.0, groups=1365, contexts=3)._rows()) == 4095
+    assert EntropyUniform(256, 1.0, groups=1).levels == 256
+
+
 @pytest.mark.parametrize("contexts", [1, 3, 5])
 @pytest.mark.parametrize("shape", [(), (7,), (2, 3), (2, 4, 3), (0, 3)])
 def test_counts_are_whole_numbers_of_every_table(shape: tuple[int, ...], contexts: int) -> None:
@@ -114,6 +122,12 @@ def test_a_constant_feature_is_its_mean_alone() -> None:
     levels = levels_of(x, 16)
     assert levels[0] > 1
     assert levels[1] == 1
+
+
+def test_a_feature_may_begin_and_end_at_one_value() -> None:
+    payload = np.array((0, 3), "<f4").tobytes() + pack(np.array([0, 3]), len(MENU)) + pack(np.array([2, 1, 1]), 4)
+    back = SplitFC(8, 4).decode(payload.ljust(16, b"\0"), (8, 2))
+    assert torch.equal(back, torch.tensor([[2.0, 1.0]]).expand(8, 2))
 
 
 def test_two_ends_are_paid_for_where_a_mean_was() -> None:
@@ -156,6 +170,19 @@ def test_kernels_take_sixteen_levels_and_a_million_elements() -> None:
     assert fused.whole(2**20, 16) == 2**20
     assert fused.whole(2**20 - 1, 16) == 0
     assert fused.whole(2**20, 17) == 0
+
+
+@pytest.mark.parametrize("levels", [10, 12])
+def test_kernels_take_what_is_left_of_a_word_beside_whole_digits(levels: int) -> None:
+    count = 3 * group(levels)
+    assert group(levels) % 2 == 1  # two symbols make a digit
+    x = torch.randn(count, generator=torch.Generator().manual_seed(0))
+    indices = to_indices(x, levels, 1.3)
+    payload = fused.encode(x.numpy(), levels, 1.3)
+    assert payload == pack(indices.numpy(), levels)
+    out = np.empty(count, np.float32)
+    fused.decode(np.frombuffer(payload, np.uint8), levels, 1.3, out)
+    assert np.array_equal(out, from_indices(indices, levels, 1.3).numpy())
 
 
 @pytest.mark.parametrize("wrong", [0, 1])

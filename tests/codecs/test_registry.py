@@ -108,18 +108,21 @@ def test_each_codec_has_its_name() -> None:
 
 
 @pytest.mark.parametrize(
-    ("whole", "point"),
+    ("kind", "options", "name"),
     [
-        (Uniform(4, 2), Uniform(4, 2.0)),
-        (EntropyUniform(4, 2), EntropyUniform(4, 2.0)),
-        (EntropyStochastic(2), EntropyStochastic(2.0)),
-        (SplitFC(2), SplitFC(2.0)),
-        (TopK(1), TopK(1.0)),
-        (RandomizedTopK(0.5, chance=0), RandomizedTopK(0.5, chance=0.0)),
+        (Uniform, {"levels": 4}, "clip"),
+        (EntropyUniform, {"levels": 4}, "clip"),
+        (EntropyStochastic, {}, "step"),
+        (SplitFC, {}, "bits"),
+        (TopK, {}, "share"),
+        (RandomizedTopK, {"share": 0.5}, "chance"),
     ],
 )
-def test_a_whole_number_and_the_same_with_a_point_are_one_codec(whole: Codec, point: Codec) -> None:
-    assert repr(whole) == repr(point)  # types too
+def test_a_whole_number_and_the_same_with_a_point_are_one_codec(
+    kind: type[Codec], options: dict[str, Any], name: str
+) -> None:
+    number = 0 if name == "chance" else 1
+    assert repr(kind(**options, **{name: number})) == repr(kind(**options, **{name: float(number)}))  # types too
 
 
 def test_which_codecs_are_unbiased_and_of_a_fixed_length() -> None:
