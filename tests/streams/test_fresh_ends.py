@@ -6,9 +6,12 @@ from typing import Any
 
 import pytest
 import torch
-from stream_ends import CHANGES, ENTROPY, FLOATS, ends, features, told
+from stream_ends import CHANGES, DELTA, ENTROPY, FLOATS, ends, features, told
 
+from bitseam.codecs import Delta, Stochastic, codec_from_config
+from bitseam.errors import CodecError
 from bitseam.quant import RDFSQ
+from bitseam.streams.through_codec import ThroughChanges
 
 
 @pytest.mark.parametrize("settings", [{"levels": 4}, {"levels": 4, **ENTROPY}])
@@ -59,3 +62,37 @@ def test_what_is_calibrated_again_is_told_again_and_remembers_no_samples() -> No
     sender(features())
     sender.calibrate(features())
     assert sender.state()["samples"].tolist() == []
+
+
+def test_a_rate_means_nothing_to_quantizers_of_one() -> None:
+    sender, _ = ends(levels=4, **ENTROPY)
+    sender.use(0)
+    assert sender.rate == 0
+    with pytest.raises(CodecError, match="rate 1 where 1 were agreed"):
+        sender.use(1)
+
+
+def test_a_run_that_goes_on_tells_its_statistics_anew() -> None:
+    sender, _ = ends(levels=4, **ENTROPY)
+    sender.eval().calibrate(features(50, 4))
+    quantized = sender(features(50, 4))
+    news = told(sender.news(quantized))
+    sender.restore(sender.state())
+    again = told(sender.news(quantized))
+    assert (again.mean, again.std) == (news.mean, news.std)
+
+
+def test_questions_draw_from_the_seed_zero() -> None:
+    sender, _ = ends(**FLOATS | {"codec": {"id": "stochastic", "levels": 3}})
+    sender.begin(7)
+    x = features()
+    due = Stochastic(3).encode(x, torch.Generator().manual_seed(0))
+    assert sender.eval()(x).payload == due
+
+
+def test_changes_are_remembered_from_the_first() -> None:
+    codec = codec_from_config(DELTA)
+    assert isinstance(codec, Delta)
+    quantizer = ThroughChanges(6, 6, codec)
+    quantizer.samples = (5,)
+    assert torch.equal(quantizer(features(1, 4)).levels, quantizer.changes.known(5)[None])  # type: ignore[index]
