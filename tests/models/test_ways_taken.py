@@ -182,3 +182,18 @@ def test_a_processor_that_does_not_say_that_it_resizes_does_not() -> None:
 
     with pytest.raises(ModelError, match="not all of one square size"):
         framing.own_framing(Processor())
+
+
+def test_a_model_whose_rows_hang_on_those_before_is_refused(tiny: Tiny) -> None:
+    model, lengths = model_of(tiny), [0]
+    model.language.base.config.original_max_position_embeddings = 8
+
+    def stretched(_: Any, given: Any, out: Any) -> Any:
+        lengths.append(max(lengths[-1], out.last_hidden_state.shape[1]))
+        noise = torch.randn(out.last_hidden_state.shape, generator=torch.Generator().manual_seed(0))
+        out.last_hidden_state = out.last_hidden_state + 0.01 * lengths[-1] * noise
+        return out
+
+    model.language.base.model.register_forward_hook(stretched)
+    with pytest.raises(ModelError, match="what it makes of a row depends on the rows before it"):
+        proof.prove(model, make_recipe(tiny), training=False)
