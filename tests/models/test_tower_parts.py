@@ -198,16 +198,16 @@ class Told(nn.Module):
 
 
 def test_neighbours_are_merged_row_by_row_behind_the_first_tokens() -> None:
-    state = torch.arange(2 * 19 * 2, dtype=torch.float32).view(2, 19, 2)  # a class token, 4 x 4 patches, two more
-    model = Told([torch.zeros(2, 19, 2), state])
+    state = torch.arange(3 * 19 * 2, dtype=torch.float32).view(3, 19, 2)  # a class token, 4 x 4 patches, two more
+    model = Told([torch.zeros(3, 19, 2), state])
     tower = PatchTower(model, 1, 2, Cut(4, 1, 2, ""))
     assert (tower.tokens, tower.width) == (4, 8)
-    features = tower(torch.zeros(2, 3, 8, 8))
+    features = tower(torch.zeros(3, 3, 8, 8))
     assert model.given["output_hidden_states"] is True
-    patch = state[:, 1:17].view(2, 4, 4, 2)
-    due = torch.stack([patch[:, y : y + 2, x : x + 2].reshape(2, 8) for y in (0, 2) for x in (0, 2)], 1)
+    patch = state[:, 1:17].view(3, 4, 4, 2)
+    due = torch.stack([patch[:, y : y + 2, x : x + 2].reshape(3, 8) for y in (0, 2) for x in (0, 2)], 1)
     assert torch.equal(features, due)
-    normed = PatchTower(model, 1, 1, Cut(4, 1, 2, "scale"))(torch.zeros(2, 3, 8, 8))
+    normed = PatchTower(model, 1, 1, Cut(4, 1, 2, "scale"))(torch.zeros(3, 3, 8, 8))
     torch.testing.assert_close(normed, model.scale(state[:, 1:17]))
 
 
