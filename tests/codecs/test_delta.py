@@ -143,3 +143,88 @@ def test_another_shape_is_refused_on_either_end() -> None:
 def test_a_negative_capacity_is_refused() -> None:
     with pytest.raises(CodecError, match="capacity"):
         Delta("fp32", "fp32", -1)
+
+
+def test_an_end_that_goes_on_knows_what_it_knew() -> None:
+    sender, receiver = ends(Stochastic(4), capacity=2 * 4 * 96 + 100)
+    for sample in (5, 3, 5, 7):
+        send(sender, receiver, sample, features(sample))
+    state = {name: value.clone() for name, value in receiver.state().items()}
+    assert state["samples"].tolist() == [5, 3]
+    assert state["visits"].tolist() == [2, 1]
+    assert torch.equal(state["values"], torch.stack([receiver.known(5), receiver.known(3)]))
+    other = ends(Stochastic(4), capacity=2 * 4 * 96 + 100)[0]
+    other.encode(9, features(9))
+    other.restore(state)
+    assert other.known(9) is None
+    assert other.held == 2 * 4 * 96
+    state["values"].zero_()  # what was restored is a copy
+    assert torch.equal(send(sender, other, 5, features(5)), sender.known(5))
+    assert send(sender, other, 8, torch.ones(25)).shape == (25,)
+    assert other.held == 2 * 4 * 96 + 100
+
+
+def test_an_end_that_knows_nothing_goes_on_as_one() -> None:
+    sender, receiver = ends(Stochastic(4))
+    state = sender.state()
+    assert [value.dtype for value in state.values()] == [torch.int64, torch.int64, torch.float32]
+    assert not any(value.numel() for value in state.values())
+    send(sender, receiver, 0, features(0))
+    receiver.restore(state)
+    assert receiver.known(0) is None
+    assert receiver.held == 0
+
+
+def test_the_length_of_a_message_is_known_before() -> None:
+    sender, receiver = ends(Stochastic(4), first=Fp16())
+    for _ in range(2):
+        due = receiver.message_bytes(0, SHAPE)
+        message = sender.encode(0, features(0))
+        assert len(message) == due
+        receiver.decode(0, message, SHAPE)
+    assert due == 4 + Stochastic(4).payload_bytes(SHAPE)
+
+
+def test_what_the_codecs_draw_is_the_generators() -> None:
+    def message(seed: int) -> bytes:
+        end, _ = ends(Stochastic(4))
+        end.encode(0, features(0))
+        return end.encode(0, features(1), torch.Generator().manual_seed(seed))
+
+    assert message(1) == message(1) != message(2)
+
+
+def test_samples_without_values_cross() -> None:
+    sender, receiver = ends(Fp32())
+    for _ in range(2):
+        assert send(sender, receiver, 0, torch.zeros(0)).shape == (0,)
+
+
+@pytest.mark.parametrize(
+    ("first", "inner", "shape", "due"),
+    [
+        ("fp16", "fp8", (5, 4, 6), 5 * (4 + 48)),
+        ("fp8", "fp16", (5, 4, 6), 5 * (4 + 48)),
+        ("fp32", "fp16", (), 4),
+        ("fp32", "fp16", (0, 7), 0),
+    ],
+)
+def test_the_most_bytes_are_of_messages_of_each_sample(
+    first: str, inner: str, shape: tuple[int, ...], due: int
+) -> None:
+    parts = [{"id": name} | ({"format": "e4m3"} if name == "fp8" else {}) for name in (first, inner)]
+    assert Delta(*parts, ROOM).payload_bytes(shape) == due
+
+
+@pytest.mark.parametrize("part", ["first", "inner"])
+def test_parts_have_a_fixed_length_and_are_codecs(part: str) -> None:
+    whole = {"first": "fp16", "inner": "fp16", "capacity": 0}
+    with pytest.raises(
+        CodecError, match=f"^{part}: the length of codec entropy-stochastic is not decided by the shape"
+    ):
+        Delta(**whole | {part: "entropy-stochastic"})
+    with pytest.raises(CodecError, match=f"^{part} must be a codec's id or its configuration, not 3$"):
+        Delta(**whole | {part: 3})
+    assert Delta(**whole).capacity == 0
+    with pytest.raises(CodecError, match="capacity"):
+        Delta(**whole | {"capacity": True})

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
-import time
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,15 +14,16 @@ import pytest
 
 ROOT = Path(__file__).parent.parent.parent
 SOURCE = ROOT / "src" / "bitseam"
-SLOWEST = 3.0  # seconds of a test that is used
+SLOWEST = 3.0  # seconds of processor of a test that is used: others may be at work on the machine
+QUICK = 0.1  # seconds
 OPTIONS = ["-n", "0", "-s", "-q", "-p", "no:cacheprovider", "-o", "timeout=0", "--no-header", "--no-summary"]
 
 
 @dataclass(frozen=True)
 class Baseline:
-    """`tests`: seconds of each that is used, in the order that they are tried. `lines`: tests of a file's line, as
-    places in that order. `imported`: a file's lines that run when it is imported. `modules`: what the tests imported,
-    ours left out. `left_out`: tests that fail, are skipped or too slow."""
+    """`tests`: seconds of processor of each that is used, in the order that they are tried. `lines`: tests of a file's
+    line, as places in that order. `imported`: a file's lines that run when it is imported. `modules`: what the tests
+    imported, ours left out. `left_out`: tests that fail, are skipped or too slow."""
 
     tests: dict[str, float]
     lines: dict[str, dict[int, list[int]]]
@@ -44,6 +45,15 @@ def load(path: Path) -> Baseline:
     return Baseline(lines=lines, **raw)
 
 
+def clear_caches() -> None:
+    """Forget what functions of ours have cached."""
+    for name, module in list(sys.modules.items()):
+        if name.partition(".")[0] == "bitseam":
+            for function in list(vars(module).values()):
+                if hasattr(function, "cache_clear"):
+                    function.cache_clear()
+
+
 class Recorder:
     """The plugin that names each test to coverage, and keeps its time and whether it passed."""
 
@@ -54,10 +64,11 @@ class Recorder:
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> object:
+        clear_caches()  # or a line would seem to be run by the first test alone that needs what it makes
         self.measure.switch_context(item.nodeid)
-        begun = time.perf_counter()
+        begun = sum(os.times()[:4])
         result = yield
-        self.seconds[item.nodeid] = time.perf_counter() - begun
+        self.seconds[item.nodeid] = sum(os.times()[:4]) - begun
         self.measure.switch_context("")
         return result
 
@@ -89,11 +100,11 @@ def record(room: str, folders: Iterable[Path]) -> Baseline:
 
 
 def ranked(seconds: dict[str, float], own: str) -> dict[str, float]:
-    """The room's own tests first: one variant of each function, then another of each; of those, the quickest first."""
+    """Those of no time first; then one variant of each function, then another of each; of those, the room's own."""
     seen: dict[str, int] = {}
     rank = {}
     for test in sorted(seconds, key=lambda test: (seconds[test], test)):
         function = test.partition("[")[0]
         seen[function] = seen.get(function, 0) + 1
-        rank[test] = (not test.startswith(own), seen[function], seconds[test], test)
+        rank[test] = (seen[function] if seconds[test] > QUICK else 0, not test.startswith(own), seconds[test], test)
     return {test: seconds[test] for test in sorted(seconds, key=rank.__getitem__)}

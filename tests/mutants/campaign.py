@@ -37,7 +37,13 @@ from selection import Selection, sources
 from workers import Task
 
 STATE = ROOT / "runs" / "mutants"
-ROOMS = {"quant": ("quant", "codecs"), "wire": ("wire",), "codecs": ("codecs", "quant")}  # and the tests that are tried
+ROOMS = {  # and the tests that are tried on each
+    "quant": ("quant", "codecs"),
+    "wire": ("wire",),
+    "codecs": ("codecs", "vectors", "quant"),
+    "streams": ("streams",),
+    "models": ("models", "streams", "text", "data/test_images.py", "data/test_grey_and_alpha.py"),
+}
 FIRST = ("torch", "transformers", "numpy", "pytest", "hypothesis.strategies", "google.protobuf", "pydantic")
 
 
@@ -125,7 +131,7 @@ def prepare(room: str, fresh: bool) -> Campaign:
     state = STATE / room
     state.mkdir(parents=True, exist_ok=True)
     folders = [ROOT / "tests" / name for name in ROOMS[room]]
-    tests = [path for folder in folders for path in folder.rglob("*.py")]
+    tests = [path for folder in folders for path in ([folder] if folder.is_file() else folder.rglob("*.py"))]
     all_tests = ledger.digest(*tests)
     stamp = ledger.digest(*tests, *SOURCE.rglob("*.py"))
     path = state / f"baseline-{stamp}.json"

@@ -3,7 +3,8 @@
 Changed: comparisons, arithmetic, conditions, constants, arguments, slices, returned values; removed: statements,
 keyword arguments, entries of tables, decorators, context managers. Left alone, as no behaviour: annotations,
 docstrings, logging, representations, and all wording, which is what has a blank in it, stands in an f-string or
-belongs to an error.
+belongs to an error. Neither what is an assertion, as `strict=True` of a zip of ours is, nor what is for speed alone, as
+`copy=False` and caches are, nor the -1 of a reshape, for which any negative number stands.
 """
 
 from __future__ import annotations
@@ -51,6 +52,9 @@ OF_TYPES = {"isinstance", "issubclass"}  # with other arguments they only raise
 LOGGING = {"debug", "info", "warning", "error", "exception", "warn", "getLogger", "print"}
 COMPLAINS = re.compile(r"_?(require|at_most|refuse|check)")  # functions whose strings are the wording of errors
 SILENT = {"__repr__", "__str__"}
+IDLE_KEYWORDS = {"strict=True", "copy=False"}
+KEPT_DECORATORS = re.compile(r"property|staticmethod|classmethod|abstractmethod|overload|cache$|lru_cache")
+RESHAPES = {"reshape", "view"}
 Body = ast.If | ast.While | ast.For | ast.With | ast.Try | ast.FunctionDef | ast.ClassDef | ast.ExceptHandler
 
 
@@ -162,6 +166,8 @@ def _walk(node: ast.AST, place: Place) -> Iterator[tuple[Change, Place]]:
         for index, child in enumerate(value) if isinstance(value, list) else [(None, value)]:
             if not isinstance(child, ast.AST) or _is_silent(child, inside):
                 continue
+            if isinstance(node, ast.Call) and _name(node.func) in RESHAPES and ast.unparse(child) == "-1":
+                continue
             at = replace(inside, statement=child) if isinstance(child, ast.stmt) else inside
             for new in _alternatives(child, at, node, field):
                 yield Change(node, field, index, child, new), at
@@ -171,7 +177,7 @@ def _walk(node: ast.AST, place: Place) -> Iterator[tuple[Change, Place]]:
                 yield from _walk(child, at)
     if isinstance(node, ast.FunctionDef | ast.ClassDef):
         for index, decorator in enumerate(node.decorator_list):
-            if ast.unparse(decorator) not in ("property", "staticmethod", "classmethod", "abstractmethod", "overload"):
+            if not KEPT_DECORATORS.match(ast.unparse(decorator)):
                 rest = node.decorator_list[:index] + node.decorator_list[index + 1 :]
                 yield Change(node, "decorator_list", None, node.decorator_list, rest), place
 
@@ -196,7 +202,10 @@ def _is_silent(node: ast.AST, place: Place) -> bool:
         return isinstance(node.value, ast.Constant) or (isinstance(call := node.value, ast.Call) and _logs(call))
     if isinstance(node, ast.Assign) and not place.live:
         alias = isinstance(node.value, ast.Subscript | ast.BinOp) and not place.function and _is_alias(node.value)
-        return alias or ast.unparse(node.targets[0]).startswith("__")
+        typing = isinstance(node.value, ast.Call) and _name(node.value.func) == "TypeVar"
+        return alias or typing or ast.unparse(node.targets[0]).startswith("__")
+    if isinstance(node, ast.keyword):
+        return ast.unparse(node) in IDLE_KEYWORDS
     if isinstance(node, ast.If):
         return ast.unparse(node.test) == "TYPE_CHECKING"
     return isinstance(node, ast.Import | ast.ImportFrom) or (isinstance(node, ast.Call) and _logs(node))
@@ -303,8 +312,9 @@ def _arguments(call: ast.Call) -> Iterator[Change]:
         if name not in COMMUTES and not any(isinstance(arg, ast.Starred) for arg in args[:2]):
             yield Change(call, "args", None, args, [args[1], args[0], *args[2:]])
         yield Change(call, "args", None, args, args[:-1])
-    for index in range(len(keywords)):
-        yield Change(call, "keywords", None, keywords, _without(keywords, index))
+    for index, keyword in enumerate(keywords):
+        if ast.unparse(keyword) not in IDLE_KEYWORDS:
+            yield Change(call, "keywords", None, keywords, _without(keywords, index))
 
 
 def _with(node: Any, field: str, value: object) -> Any:

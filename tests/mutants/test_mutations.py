@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from ledger import exact_interval
 from mutations import mutants_of, mutated
 
 SOURCE = '''"""Docstring."""
@@ -40,6 +41,7 @@ def take(count: int, most: float = 0.5, *, kind: str = "all kinds") -> list[int]
         store(name, count, deep=True)
     with guard():
         count += 1
+    rest = zip(kind, count.reshape(-1), strict=True)
     return [value for value in rest[1:] if flag]
 '''
 EXPECTED = {
@@ -92,6 +94,10 @@ EXPECTED = {
     ("take", "count += 1", "count -= 1"),
     ("take", "count += 1", "count += 2"),
     *{
+        ("take", "rest = zip(kind, count.reshape(-1), strict=True)", now)
+        for now in ("rest = zip(kind, strict=True)", "rest = zip(count.reshape(-1), kind, strict=True)")
+    },
+    *{
         ("take", "return [value for value in rest[1:] if flag]", now)
         for now in (
             "return None",
@@ -101,6 +107,14 @@ EXPECTED = {
         )
     },
 }
+
+
+@pytest.mark.parametrize(
+    ("count", "total", "interval"),
+    [(0, 10, (0, 0.3085)), (10, 10, (0.6915, 1)), (5, 10, (0.1871, 0.8129)), (380, 400, (0.9238, 0.9692))],
+)
+def test_intervals_are_those_of_tables(count: int, total: int, interval: tuple[float, float]) -> None:
+    assert exact_interval(count, total) == pytest.approx(interval, abs=1e-4)
 
 
 @pytest.fixture

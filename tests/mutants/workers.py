@@ -25,7 +25,7 @@ from pathlib import Path
 from types import CodeType, FunctionType, ModuleType
 
 import pytest
-from baseline import OPTIONS, SOURCE, Baseline
+from baseline import OPTIONS, SOURCE, Baseline, clear_caches
 from mutations import Mutant, mutated
 
 MEMORY = 4 * 2**30  # that a test may take on top of what is taken
@@ -109,6 +109,7 @@ class Collected(Runner):
 
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
         items = {item.nodeid: item for item in session.items}
+        self._share_checkpoints(session.items)
         living = _living_functions()
         gc.freeze()
         while (task := self.tasks.recv()) is not None:
@@ -119,12 +120,24 @@ class Collected(Runner):
                 continue
 
             def work(replaced: list[tuple[FunctionType, CodeType]] = replaced, chosen: list = chosen) -> str:
+                session.config._tmp_path_factory._basetemp = None  # but for what is shared, a folder of its own
                 for function, code in replaced:
                     function.__code__ = code
+                clear_caches()
                 return self.until_failure(chosen)
 
             self.tasks.send(forked(work, patience(self.seconds, task)))
         return True
+
+    def _share_checkpoints(self, items: Sequence[pytest.Item]) -> None:
+        """Run the quickest test of those that use the session's checkpoints, which every fork then finds made."""
+        using = [item for item in items if "tiny" in getattr(item, "fixturenames", ()) and item.nodeid in self.seconds]
+        if len(items) > 1 and using:
+            quickest = min(using, key=lambda item: self.seconds[item.nodeid])
+            others = [item for item in items if item is not quickest]
+            # Of another folder, or else what is set up for this one would be in the way of tests in others.
+            after = next((item for item in others if item.path.parent != quickest.path.parent), others[0])
+            quickest.config.hook.pytest_runtest_protocol(item=quickest, nextitem=after)
 
 
 def patience(seconds: dict[str, float], task: Task) -> float:

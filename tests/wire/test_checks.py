@@ -25,6 +25,11 @@ def changed(kind: type[Any], change: Callable[[Any], Any]) -> Any:
     return message
 
 
+def numbered(message: pb.Forward, samples: list[int]) -> None:
+    message.streams[0].shape[0] = 2
+    message.streams[0].samples.extend(samples)
+
+
 def hear(message: Any, limits: Limits | None = None) -> None:
     listener = listener_at(due(type(message)), message)
     if limits is not None:
@@ -60,6 +65,8 @@ MALFORMED: list[tuple[str, type[Any], Callable[[Any], Any]]] = [
     ("stream 1: no shape", pb.Forward, lambda m: m.streams.add(stream=1, payload=b"x")),
     ("stream 0: shape .* empty dimension", pb.Forward, lambda m: m.streams[0].shape.__setitem__(2, 0)),
     (r"streams \[0, 0\]: not each once", pb.Forward, lambda m: m.streams.append(m.streams[0])),
+    ("stream 0: 3 samples of shape", pb.Forward, lambda m: numbered(m, [0] * 3)),
+    (r"stream 0: a sample's number is 2\^63 or more", pb.Forward, lambda m: numbered(m, [0, 2**63])),
     (r"streams \[1, 0\]: not each once, in their order", pb.Forward, reordered),
     ("loss: nan", pb.Backward, lambda m: setattr(m, "loss", float("nan"))),
     ("loss: -inf", pb.Backward, lambda m: setattr(m, "loss", float("-inf"))),
@@ -229,3 +236,7 @@ def test_terms_that_differ_are_named_with_both_values() -> None:
 def test_an_absent_term_is_not_an_equal_one() -> None:
     assert same_terms({"a": ""}, {}) == [pb.Difference(field="a", client="", server="(absent)")]
     assert len(same_terms({"a": "(absent)"}, {})) == 1
+
+
+def test_the_largest_number_of_a_sample() -> None:
+    hear(changed(pb.Forward, lambda m: numbered(m, [0, 2**63 - 1])))
