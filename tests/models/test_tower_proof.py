@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -42,9 +43,9 @@ def test_a_vit_is_cut_behind_its_class_token_and_normed() -> None:
     model = vit().train()
     tower = prove(model)
     assert not model.training
-    assert tower.cut == Cut(side=4, first=1, width=8, norm="layernorm")
+    assert tower.cut == Cut(side=4, first=1, width=8, norm="layernorm", end="layernorm")
     assert (tower.tokens, tower.width, tower.hidden_layer, tower.merge) == (4, 32, -1, 2)
-    assert prove(vit(), layer=0).cut == tower.cut
+    assert prove(vit(), layer=0).cut == replace(tower.cut, end="embeddings.dropout")
     pixels = torch.randn(2, 3, SIDE, SIDE)
     with torch.no_grad():
         due = model(pixel_values=pixels).last_hidden_state[:, 1:]
@@ -52,7 +53,7 @@ def test_a_vit_is_cut_behind_its_class_token_and_normed() -> None:
 
 
 def test_another_size_is_interpolated_or_refused() -> None:
-    assert prove(vit(), side=64).cut == Cut(8, 1, 8, "layernorm", ("interpolate_pos_encoding",))
+    assert prove(vit(), side=64).cut == Cut(8, 1, 8, "layernorm", ("interpolate_pos_encoding",), end="layernorm")
     with pytest.raises(ModelError, match=r"^client.image_size 40 must be a multiple of patch size x merge = 16$"):
         prove(vit(), side=40)
     assert prove(vit(), side=40, merge=1).cut.side == 5

@@ -31,6 +31,7 @@ def test_what_decides_features_is_told(tiny: Tiny) -> None:
     assert isinstance(half.tower, PatchTower)
     assert half.tokens == half.tower.tokens == 4
     facts = {"side": 4, "first": 1, "width": 24, "norm": "layernorm", "arguments": (), "ordered": False}
+    facts["end"] = "encoder.layer.2"  # the layer after the one that is taken
     assert half.facts == facts
     told = half.settings()
     assert told["tower"] == {"hidden_layer": -2, "merge": 2, "tokens": 4, "width": 96}

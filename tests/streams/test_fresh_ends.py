@@ -27,7 +27,8 @@ def test_an_end_of_a_checkpoint_tells_its_statistics(settings: dict[str, Any]) -
 
 
 @pytest.mark.parametrize("settings", [FLOATS, CHANGES])
-def test_levels_come_on_the_device_that_is_asked_for(settings: dict[str, Any]) -> None:
+def test_levels_come_on_the_device_that_is_asked_for(settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bitseam.streams.receiver.require_usable", lambda *_: None)  # meta tensors have no values
     sender, receiver = ends(**settings)
     sender.begin(1, (5, 9))
     coded = sender.encode(sender(features()))
