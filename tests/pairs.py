@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -20,6 +21,8 @@ from bitseam.sessions.server import ServerSession
 from bitseam.sessions.terms import terms
 from bitseam.text.batch import TextBatch
 from bitseam.text.prompts import Prompter
+from bitseam.train import Callback, Training
+from bitseam.train.loop import Batches
 from bitseam.transport import Channel, memory_pair
 
 IDENTITY = {"streams__image": {"quantizer": "none", "codec": "fp32"}, "streams__image__gradient__id": "fp32"}
@@ -89,3 +92,8 @@ def batches(recipe: config.Recipe, client: ClientSession) -> Callable[[int], tup
 
 def weights(module: torch.nn.Module) -> dict[str, Tensor]:
     return {name: p.detach().clone() for name, p in module.named_parameters() if p.requires_grad}
+
+
+def train(session: ClientSession, recipe: config.Recipe, batches: Batches, callbacks: Sequence[Callback] = ()) -> Path:
+    """Train to the end of the recipe; returns the client's last checkpoint."""
+    return Training(session, recipe, batches).run(callbacks=callbacks)

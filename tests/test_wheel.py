@@ -73,7 +73,7 @@ def test_recipes_come_from_it(wheel: Path, tmp_path: Path) -> None:
     code = (
         f"import sys; sys.path.insert(0, {str(tmp_path / 'site')!r}); from bitseam.config import load_recipe\n"
         "from bitseam.cli.new import run_new\n"
-        "run_new('mine', str, None, None, 'train.jsonl', ''); print(load_recipe('mine.toml').name)\n"
+        "run_new('mine', None, None, 'train.jsonl', ''); print(load_recipe('mine.toml').name)\n"
         "from bitseam.config import shipped_recipes\n"
         "print(*(load_recipe(name).name for name in shipped_recipes()), *shipped_recipes().values())"
     )

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from conftest import Tiny
-from pairs import pair
+from pairs import pair, train
 from test_check_command import check
 from tiny_run import write_tiny_run
 
@@ -17,7 +17,6 @@ from bitseam.config import load_recipe
 from bitseam.data.batches import Batches
 from bitseam.data.features import StoredFeatures
 from bitseam.errors import ConfigError, RefusedError
-from bitseam.train import train
 
 
 @pytest.fixture(autouse=True)

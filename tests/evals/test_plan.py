@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import Tiny, make_recipe
-from pairs import Pair, pair
+from pairs import Pair, pair, train
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -27,7 +27,6 @@ from bitseam.quant import RDFSQ
 from bitseam.runs.checkpoint import build_client, build_server, load_client, load_server, newest
 from bitseam.streams import Sender
 from bitseam.text.prompts import Prompter
-from bitseam.train import train
 
 RECIPE = """
 name = "tiny"

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import Tiny, make_recipe
-from pairs import RATE, batches, weights
+from pairs import RATE, batches, train, weights
 from torch import Tensor
 
 from bitseam import config
@@ -23,7 +23,6 @@ from bitseam.sessions.party import ServerParty
 from bitseam.sessions.server import ServerSession
 from bitseam.sessions.terms import terms
 from bitseam.text.prompts import Prompter
-from bitseam.train import train
 from bitseam.transport import Channel, memory_pair
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from breaking import Server, changes_nothing, client_killed_at, same, server_killed_at, trained
 from conftest import Tiny, make_recipe
-from pairs import QUESTIONS, batches, pair
+from pairs import QUESTIONS, batches, pair, train
 
 from bitseam import config
 from bitseam.codecs.delta import Changes
@@ -18,7 +18,6 @@ from bitseam.errors import BitseamError, CodecError, ConfigError
 from bitseam.sessions.client import ClientSession
 from bitseam.streams import Receiver
 from bitseam.text.prompts import Prompter
-from bitseam.train import train
 from bitseam.wire import messages_pb2 as pb
 
 DELTA = {"id": "delta", "first": "fp16", "inner": {"id": "stochastic", "levels": 4}, "capacity": 3 * 4 * 32 * 4}

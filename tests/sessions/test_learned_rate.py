@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import Tiny, make_recipe
-from pairs import ANSWERS, QUESTIONS, RATE, batches, pair
+from pairs import ANSWERS, QUESTIONS, RATE, batches, pair, train
 
 from bitseam.errors import RefusedError
 from bitseam.runs.checkpoint import build_client, load_client, newest
@@ -21,7 +21,6 @@ from bitseam.sessions.server import ServerSession
 from bitseam.sessions.terms import terms
 from bitseam.streams import End
 from bitseam.text.prompts import Prompter
-from bitseam.train import train
 from bitseam.transport import memory_pair
 from bitseam.wire import messages_pb2 as pb
 

@@ -9,14 +9,13 @@ from pathlib import Path
 import pytest
 from breaking import Server
 from conftest import Tiny, make_recipe
-from pairs import batches
+from pairs import batches, train
 
 from bitseam.errors import BitseamError, ConfigError, QuotaError, RefusedError
 from bitseam.sessions.ledger import Ledger
 from bitseam.sessions.peer import Peer
 from bitseam.sessions.quota import Quotas, Used
 from bitseam.sessions.server import ServerSession
-from bitseam.train import train
 from bitseam.transport import Quota, memory_pair
 from bitseam.wire import VERSION
 from bitseam.wire import messages_pb2 as pb

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from breaking import Server, changes_nothing, client_killed_at, recipe_in, same, server_killed_at, trained
 from conftest import Tiny, make_recipe
-from pairs import QUESTIONS, batches
+from pairs import QUESTIONS, batches, train
 
 from bitseam import config
 from bitseam.errors import (
@@ -31,7 +31,6 @@ from bitseam.sessions.connection import Connection
 from bitseam.sessions.ledger import Ledger
 from bitseam.sessions.party import ServerParty
 from bitseam.text.prompts import Prompter
-from bitseam.train import train
 from bitseam.transport import Channel
 from bitseam.wire import messages_pb2 as pb
 

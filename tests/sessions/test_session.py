@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import Tiny, make_recipe
-from pairs import ENTROPY, IDENTITY, QUESTIONS, RATE, batches, pair, weights
+from pairs import ENTROPY, IDENTITY, QUESTIONS, RATE, batches, pair, train, weights
 from torch import Tensor
 
 from bitseam.errors import DataError
@@ -21,7 +21,6 @@ from bitseam.sessions.party import ServerParty
 from bitseam.text.batch import TextBatch
 from bitseam.text.prompts import Prompter
 from bitseam.text.symbols import dictionary_of, kept_dictionary, text_message
-from bitseam.train import train
 from bitseam.transport import memory_pair
 
 

@@ -18,6 +18,7 @@ import psutil
 import pytest
 import torch
 from conftest import Tiny
+from pairs import train
 from tiny_run import write_tiny_run
 
 from bitseam import config
@@ -28,7 +29,6 @@ from bitseam.runs.checkpoint import build_client, held
 from bitseam.sessions.client import ClientSession
 from bitseam.sessions.terms import terms
 from bitseam.text.prompts import Prompter
-from bitseam.train import train
 from bitseam.transport import Tls, connect, make_certificates
 
 CLIENTS = 16

@@ -9,7 +9,7 @@ from typing import Any, get_args
 import pytest
 import torch
 from conftest import Tiny, make_recipe
-from pairs import QUESTIONS, RATE, batches, pair, weights
+from pairs import QUESTIONS, RATE, batches, pair, train, weights
 from torch import nn
 from training import train_and_compare
 
@@ -22,7 +22,7 @@ from bitseam.streams import Sender
 from bitseam.streams.build import build_projection, build_quantizer
 from bitseam.streams.through_codec import ThroughCodec
 from bitseam.text.prompts import Prompter
-from bitseam.train import StepRecord, train
+from bitseam.train import StepRecord
 
 QUANTIZED: dict[str, dict[str, Any]] = {
     "rd-fsq": {"projection": "fixed"},

@@ -16,14 +16,14 @@ from torch import Tensor
 from bitseam import config
 from bitseam.api.answer import Answer, Count, Crossed
 from bitseam.api.guard import Guard
-from bitseam.api.opening import opened_to_ask, opened_to_train
+from bitseam.api.opening import opened_to_ask, opened_to_train, require_questions
 from bitseam.api.recipes import as_recipe
 from bitseam.checks.client import ClientSide, Purpose, stores_features
 from bitseam.data.assets import cache_folder
 from bitseam.data.batches import Batches
 from bitseam.data.features import Features, LiveFeatures, StoredFeatures
 from bitseam.data.images import open_image
-from bitseam.errors import BitseamError, BusyError, ConfigError, SessionLostError, UsageError
+from bitseam.errors import BitseamError, BusyError, SessionLostError, UsageError
 from bitseam.evals import Evaluation, answer_room, evaluate
 from bitseam.models.client import ClientModel
 from bitseam.sessions.client import ClientSession
@@ -211,8 +211,7 @@ class Client:
         """
         with self._call("evaluate()", "train", "evaluate"):
             rows, prompter = self._side.rows.test, self._side.prompter
-            if not rows:
-                raise ConfigError("data.test is empty: name a file of questions to evaluate on")
+            require_questions(rows)
             room = answer_room(prompter, rows, self.recipe.text)
             self._get_ready()
             with torch.no_grad():

@@ -40,8 +40,8 @@ def opened_to_train(recipe: config.Recipe) -> Iterator[Opened]:
 @contextmanager
 def opened_to_ask(recipe: config.Recipe, purpose: Purpose, checkpoint: Path | None) -> Iterator[Opened]:
     """A trained half: `checkpoint`, or the newest of the recipe's run."""
-    if purpose == "evaluate" and not recipe.data.test:
-        raise ConfigError("data.test is empty: name a file of questions to evaluate on")
+    if purpose == "evaluate":
+        require_questions(recipe.data.test)
     side = ready_client(recipe, locate, purpose, checkpoint or newest(recipe.folder, "client"))
     _told(side.rows)
     with open_session(recipe, side, training=False) as session:
@@ -59,6 +59,12 @@ def open_session(recipe: config.Recipe, side: ClientSide, training: bool) -> Ite
         weights = None if training else str(side.identity)
         session.open(terms(recipe, session.streams, prompter, weights), training, partial(held, recipe, "client"))
         yield session
+
+
+def require_questions(test: object) -> None:
+    """Raise ConfigError where there is no test file, or no row of one."""
+    if not test:
+        raise ConfigError("data.test is empty: name a file of questions to evaluate on")
 
 
 def _told(found: Survey) -> Survey:

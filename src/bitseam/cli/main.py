@@ -140,10 +140,9 @@ def new(
     test: Annotated[str, typer.Option(help="JSON Lines of rows to ask after the training; none by default.")] = "",
 ) -> None:
     """Write a recipe for your own model and data, with each key explained."""
-    from bitseam.api.recipes import locate
     from bitseam.cli.new import run_new
 
-    run_new(name, locate, vision, language, train, test)
+    run_new(name, vision, language, train, test)
 
 
 @app.command()

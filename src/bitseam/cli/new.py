@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import math
 import tomllib
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from bitseam import config
+from bitseam.api.recipes import locate
 from bitseam.console import Terminal
 from bitseam.data.assets import ENTRIES
 from bitseam.data.rows import scan_rows
@@ -24,9 +24,7 @@ _STEPS, _LEAST, _EPOCHS = 1000, 100, 3
 stdout = Terminal()
 
 
-def run_new(
-    name: str, locate: Callable[[str], str], vision: str | None, language: str | None, train: str, test: str
-) -> None:
+def run_new(name: str, vision: str | None, language: str | None, train: str, test: str) -> None:
     """Write NAME.toml into the folder at hand, and print what to do next.
 
     vision, language: checkpoints as a recipe names them; only their configurations and tokenizers are read. A LLaVA for
@@ -37,7 +35,7 @@ def run_new(
     if name in config.shipped_recipes():
         raise ConfigError(f"{name} is a recipe that comes with Bitseam, and is found by that name: take another")
     file = Path(f"{name}.toml")
-    values = {"name": name, "train": train, "test": test, **_models(locate, vision, language), **_amounts(train)}
+    values = {"name": name, "train": train, "test": test, **_models(vision, language), **_amounts(train)}
     text = _render(values)
     config.parse_recipe(tomllib.loads(text), printable(str(file)))  # nothing is written that cannot be read
     try:
@@ -48,7 +46,7 @@ def run_new(
     _advise(file, [one for one in dict.fromkeys((values["vision"], values["language"])) if one in ENTRIES])
 
 
-def _models(locate: Callable[[str], str], vision: str | None, language: str | None) -> dict[str, Any]:
+def _models(vision: str | None, language: str | None) -> dict[str, Any]:
     """What the recipe says of the two checkpoints."""
     usual = config.load_recipe(_USUAL)
     found = {
@@ -68,11 +66,11 @@ def _models(locate: Callable[[str], str], vision: str | None, language: str | No
     if language:
         from bitseam.models.language.loading import embedding_width
 
-        found |= {"language": language, "width": embedding_width(locate(language)), "prompt": _prompt(language, locate)}
+        found |= {"language": language, "width": embedding_width(locate(language)), "prompt": _prompt(language)}
     return found
 
 
-def _prompt(language: str, locate: Callable[[str], str]) -> str:
+def _prompt(language: str) -> str:
     """`chat` where the tokenizer has a template of its own that takes a picture and a question."""
     from bitseam.text.prompts import Prompter
 

@@ -60,7 +60,8 @@ def codec_from_config(config: Mapping[str, Any]) -> Codec:
     if not isinstance(kind, str) or kind not in {*BUILT_IN, *plugins.named()}:
         raise CodecError(f"unknown codec {kind!r}; known: {', '.join([*BUILT_IN, *plugins.named()])}")
     options = {key: value for key, value in config.items() if key != "id"}
-    known = fields(_class_of(kind))
+    made = _class_of(kind)
+    known = fields(made)
     names = ", ".join(field.name for field in known) or "none"
     for key in options:
         if key not in {field.name for field in known}:
@@ -69,7 +70,7 @@ def codec_from_config(config: Mapping[str, Any]) -> Codec:
         if field.default is MISSING and field.name not in options:
             raise CodecError(f"codec {kind} needs the option {field.name!r}; known: {names}")
     try:
-        return _class_of(kind)(**options)
+        return made(**options)
     except BitseamError:
         raise
     except Exception as error:  # of a codec that is not ours

@@ -65,7 +65,7 @@ class Training:
     """A session's training, a step at a time, from the step that it stands at to `recipe.train.steps`.
 
     Both halves are checkpointed below `recipe.folder`: as calibrated, every so many steps, and at the end. shown: with
-    a progress bar.
+    a progress bar. begun: whether it is where the server is.
     """
 
     def __init__(self, session: ClientSession, recipe: config.Recipe, batches: Batches, shown: bool = True) -> None:
@@ -73,23 +73,14 @@ class Training:
         self._recipe, self._batches = recipe, batches
         self._stepper = Stepper(session.model, recipe.client.rate, recipe.train)
         self._log = RunLog(recipe.folder, "client", recipe.train.steps, shown)
-        self._begun = self._halfway = False
-
-    @property
-    def begun(self) -> bool:
-        """Whether it is where the server is."""
-        return self._begun
+        self.begun = self._halfway = False
 
     @property
     def over(self) -> bool:
         """Whether all steps of the recipe are taken."""
         return self.session.reached >= self._recipe.train.steps
 
-    def run(
-        self,
-        steps: int | None = None,
-        callbacks: Sequence[Callback] = (),
-    ) -> Path:
+    def run(self, steps: int | None = None, callbacks: Sequence[Callback] = ()) -> Path:
         """Take `steps` steps, or all that are left; returns the client's last checkpoint, which is of the last step.
 
         Where the server comes back at an earlier step, so does the client. Raises NonFiniteError, PeerGoneError,
@@ -123,7 +114,7 @@ class Training:
 
         Raises UsageError after a step that something has broken off.
         """
-        if self._begun:
+        if self.begun:
             self._require_whole()
             return
         self._halfway = False  # what had been gathered goes with the weights
@@ -143,11 +134,11 @@ class Training:
             features = torch.cat([features.detach() for features, _ in drawn])
             session.calibrate(features, TextBatch.join([text for _, text in drawn]))
             self.save()
-        self._begun = True
+        self.begun = True
 
     def go_back(self) -> None:
         """The server has come back at an earlier step: have `begin` go there."""
-        self._begun = False
+        self.begun = False
 
     def draw(self) -> Iterator[Micro]:
         """The micro-batches of the step that is due, each when it is asked for."""
@@ -161,7 +152,7 @@ class Training:
         UsageError before `begin`, where too few micro-batches come, or after a step that something has broken off.
         """
         self._require_whole()
-        if not self._begun:
+        if not self.begun:
             raise UsageError("a step before its training has begun, or since the server went back: draw another batch")
         try:
             record = self._step(micros)
@@ -241,8 +232,3 @@ class Training:
             step_seconds=time.perf_counter() - start,
             seconds=dict(session.watch.seconds),
         )
-
-
-def train(session: ClientSession, recipe: config.Recipe, batches: Batches, callbacks: Sequence[Callback] = ()) -> Path:
-    """Train to the end of the recipe: `Training.run`, whose docstring has the rest."""
-    return Training(session, recipe, batches).run(callbacks=callbacks)
