@@ -32,6 +32,18 @@ QUESTIONS = ["is this a cat ?", "dog ?", "what is there ?", "this a dog ?"]
 ANSWERS = ["yes", "a red cat", "no", "blue"]
 
 
+def alike(sequences: int, words: int, answers: bool, image_at: int = 0) -> TextBatch:
+    """Sequences of one token again and again, each about an image of its own; the last of each is its answer."""
+    count = sequences * words
+    return TextBatch(
+        ids=torch.full((count,), 5),
+        lengths=torch.full((sequences,), words),
+        image_at=torch.full((sequences,), image_at),
+        image=torch.arange(sequences),
+        answers=(torch.arange(count) % words >= words - 1) & answers,
+    )
+
+
 @dataclass
 class Pair:
     client: ClientSession

@@ -18,10 +18,10 @@ from bitseam.train import StepRecord
 PAGE = (Path(__file__).parent.parent.parent / "docs" / "api.md").read_text()
 
 
+@pytest.mark.usefixtures("cache")
 def test_its_examples_run(
     tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv("BITSEAM_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
     write_tiny_run(tmp_path, tiny).rename("run.toml")
     (tmp_path / "0.png").rename("photo.png")

@@ -24,12 +24,9 @@ from bitseam.errors import BusyError, ClosedError, ConfigError, DataError, Model
 from bitseam.sessions.peer import Peer
 from bitseam.train import StepRecord
 
+pytestmark = pytest.mark.usefixtures("cache")
+
 QUESTION = "is this a cat ?"
-
-
-@pytest.fixture(autouse=True)
-def _cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("BITSEAM_CACHE", str(tmp_path / "cache"))
 
 
 @pytest.fixture

@@ -18,10 +18,7 @@ from bitseam.config import load_recipe
 from bitseam.errors import AddressInUseError, CheckError
 from bitseam.transport import Listener
 
-
-@pytest.fixture(autouse=True)
-def _cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("BITSEAM_CACHE", str(tmp_path / "cache"))
+pytestmark = pytest.mark.usefixtures("cache")
 
 
 def check(recipe: Path, *options: str) -> Result:

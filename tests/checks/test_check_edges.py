@@ -18,12 +18,9 @@ from bitseam.config import load_recipe
 from bitseam.errors import ConfigError, TransportError
 from bitseam.runs.claim import claimed
 
+pytestmark = pytest.mark.usefixtures("cache")
+
 pytest_plugins = ["disks"]
-
-
-@pytest.fixture(autouse=True)
-def _cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("BITSEAM_CACHE", str(tmp_path / "cache"))
 
 
 def test_a_tokenizer_that_is_wrong_hides_no_row_and_no_image(tiny: Tiny, tmp_path: Path) -> None:

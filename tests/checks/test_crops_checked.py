@@ -18,10 +18,7 @@ from bitseam.data.batches import Batches
 from bitseam.data.features import StoredFeatures
 from bitseam.errors import ConfigError, RefusedError
 
-
-@pytest.fixture(autouse=True)
-def _cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("BITSEAM_CACHE", str(tmp_path / "cache"))
+pytestmark = pytest.mark.usefixtures("cache")
 
 
 def test_tokens_of_all_crops_count(tiny: Tiny, tmp_path: Path) -> None:

@@ -23,11 +23,7 @@ from bitseam.data.survey import survey
 from bitseam.errors import DataError
 from bitseam.models.vision.half import VisionHalf, load_vision_half
 
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("BITSEAM_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
+pytestmark = pytest.mark.usefixtures("cache")
 
 
 def vision(tiny: Tiny, crops: int) -> VisionHalf:

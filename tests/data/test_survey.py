@@ -21,18 +21,14 @@ from bitseam.data.survey import survey
 from bitseam.errors import DataError
 from bitseam.text.prompts import Prompter
 
+pytestmark = pytest.mark.usefixtures("cache")
+
 LONG = "is this a cat ? " * 10  # 50 tokens, of 32
 
 
 @pytest.fixture
 def prompter(tiny: Tiny) -> Prompter:
     return Prompter(make_recipe(tiny).text)
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("BITSEAM_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
 
 
 def write(path: Path, *rows: dict[str, Any] | str) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from arena import Arena, Raw
+from pairs import alike
 
 from bitseam.streams.coded import encode
 from bitseam.text.batch import TextBatch
@@ -39,14 +40,7 @@ def cases(name: str, **variants: Any) -> Callable[[Callable[[Arena, Any], None]]
 
 
 def batch(sequences: int = 2, words: int = 4, answers: bool = True) -> TextBatch:
-    count = sequences * words
-    return TextBatch(
-        ids=torch.full((count,), 5),
-        lengths=torch.full((sequences,), words),
-        image_at=torch.ones(sequences, dtype=torch.int64),
-        image=torch.arange(sequences),
-        answers=(torch.arange(count) % words >= words - 1) & answers,
-    )
+    return alike(sequences, words, answers, image_at=1)
 
 
 def text(arena: Arena, **shape: int) -> pb.Text:

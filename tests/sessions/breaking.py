@@ -130,23 +130,30 @@ def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
+def at_message(where: str, number: int, happens: Callable[[], bool]) -> Callable[[str], bool]:
+    """What breaks a link where a message of this number passes this place, the first after the opening one being 1."""
+    passed = 0
+
+    def breaks(here: str) -> bool:
+        nonlocal passed
+        passed += here == where
+        return here == where and passed == number + 1 and happens()
+
+    return breaks
+
+
 def server_killed_at(server: Server, at: int) -> None:
     """The server is killed once a message is sent, the first after the Hello being 1, and starts anew."""
-    sent = 0
 
-    def breaks(where: str) -> bool:
-        nonlocal sent
-        sent += where == "after it was sent"
-        if where == "after it was sent" and sent == at + 1:
-            for thread in server.threads[:-1]:
-                thread.join()
-            server.party.save = lambda seat: None  # a killed one writes no more
-            server.party.compute.submit(int).result()  # what it was at is done, and forgotten
-            server.start()
-            return True
-        return False
+    def die() -> bool:
+        for thread in server.threads[:-1]:
+            thread.join()
+        server.party.save = lambda seat: None  # a killed one writes no more
+        server.party.compute.submit(int).result()  # what it was at is done, and forgotten
+        server.start()
+        return True
 
-    server.breaks = breaks
+    server.breaks = at_message("after it was sent", at, die)
 
 
 class Killed(BaseException):
@@ -155,16 +162,11 @@ class Killed(BaseException):
 
 def client_killed_at(server: Server, at: int) -> None:
     """Train until the client is killed before it receives a message, the first after the Welcome being 1."""
-    received = 0
 
-    def breaks(where: str) -> bool:
-        nonlocal received
-        received += where == "before it was received"
-        if where == "before it was received" and received == at + 1:
-            raise Killed
-        return False
+    def die() -> bool:
+        raise Killed
 
-    server.breaks = breaks
+    server.breaks = at_message("before it was received", at, die)
     with pytest.raises(Killed):
         trained(server)
     server.breaks = lambda where: False

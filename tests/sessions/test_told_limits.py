@@ -11,12 +11,11 @@ import numpy as np
 import pytest
 import torch
 from conftest import Tiny, make_recipe
-from pairs import ENTROPY, Pair, batches, pair
+from pairs import ENTROPY, Pair, alike, batches, pair
 
 from bitseam.errors import LimitError, RefusedError
 from bitseam.sessions import party
 from bitseam.streams.coded import encode
-from bitseam.text.batch import TextBatch
 from bitseam.text.symbols import text_message
 from bitseam.wire import Limits
 from bitseam.wire import messages_pb2 as pb
@@ -25,20 +24,11 @@ VOCABULARY = 16
 Make = Callable[[Pair, int], Any]
 
 
-def batch(sequences: int, words: int, answers: bool = False) -> TextBatch:
-    count = sequences * words
-    return TextBatch(
-        ids=torch.full((count,), 5),
-        lengths=torch.full((sequences,), words),
-        image_at=torch.zeros(sequences, dtype=torch.int64),
-        image=torch.arange(sequences),
-        answers=(torch.arange(count) % words >= words - 1) & answers,
-    )
-
-
 def ask(split: Pair, sequences: int = 1, words: int = 4, tokens: int = 4, new: int = 1) -> pb.Ask:
     codes = encode(split.client.streams["image"].codec(0), torch.zeros(sequences, tokens, 32))
-    return pb.Ask(text=text_message(batch(sequences, words), VOCABULARY), streams=[codes], max_new_tokens=new)
+    return pb.Ask(
+        text=text_message(alike(sequences, words, answers=False), VOCABULARY), streams=[codes], max_new_tokens=new
+    )
 
 
 def padded(split: Pair, size: int) -> pb.Ask:
@@ -144,10 +134,12 @@ def test_a_client_sends_nothing_over_a_told_limit(tiny: Tiny, name: str) -> None
         split.client.calibrate(features, text)
         sent = split.client.ledger.total("up").bytes
         with pytest.raises(LimitError, match=HOLDS[name][1]):
-            list(split.client.ask(features[:1].expand(sequences, -1, -1), batch(sequences, words), new))
+            list(split.client.ask(features[:1].expand(sequences, -1, -1), alike(sequences, words, answers=False), new))
         if name in ("batch", "sequence_tokens"):
             with pytest.raises(LimitError, match=HOLDS[name][1]):
-                split.client.step(1, 0, True, features[:1].expand(sequences, -1, -1), batch(sequences, words, True))
+                split.client.step(
+                    1, 0, True, features[:1].expand(sequences, -1, -1), alike(sequences, words, answers=True)
+                )
         assert split.client.ledger.total("up").bytes == sent
         split.client.step(1, 0, True, features, text)  # and goes on
     assert not split.failures
